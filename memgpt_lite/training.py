@@ -1,0 +1,308 @@
+"""Step 6: how does a model come to use its memory?
+
+By being asked, many times, for something that only the memory can hold. `train_step` is one such lesson; `train` is the
+course: stages from easy to hard, a learning rate that rises and falls, and a checkpoint from which an interrupted run goes
+on as if nothing had happened, bit for bit.
+
+The tutorial maximises the probability that the model gives to the right tokens; this is the same as minimising
+
+    loss = −(1/N) Σ_t log y_t[label_t]          over the N labelled positions, in nats
+
+with AdamW (Loshchilov & Hutter 2019) and a one-cycle learning rate (Smith & Topin 2018).
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+CHECKPOINT_FORMAT = "memgpt_lite training checkpoint, version 1"
+
+
+class StepResult(NamedTuple):
+    """What `train_step` returns; nothing in it holds on to the graph.
+
+    loss: in nats, a tensor of no dimension; memory (B, M, D): after the last segment; logits (B, T, V); gradient_norm: before clipping.
+    """
+
+    loss: Tensor
+    memory: Tensor
+    logits: Tensor
+    gradient_norm: Tensor
+
+
+def train_step(
+    model,
+    optimizer: torch.optim.Optimizer,
+    input_ids: Tensor,
+    memory: Tensor | None = None,
+    labels: Tensor | None = None,
+    *,
+    max_grad_norm: float = 1.0,
+    **options,
+) -> StepResult:
+    """One step of training on one batch: forward, backward, clip the gradient, update the parameters.
+
+    input_ids (B, T), memory (B, M, D) or None, labels (B, T), as in `MemGPT.forward`, to which `options` go too (`attention_mask`,
+    `bptt_segments`, …). The gradient's norm over all parameters is scaled down to `max_grad_norm` where it is larger.
+
+    Also a method, `model.train_step(optimizer, …)`. The original tutorial calls it `train`, a name that PyTorch needs
+    for switching dropout on and off (notebook 06).
+
+    Raises `ValueError` without labels, and `FloatingPointError`, before any parameter changes, when the loss or its gradient is not finite.
+    """
+    if labels is None and options.get("shift_labels") is None:
+        raise ValueError("a training step needs labels: pass labels=input_ids to learn to predict every next token")
+    optimizer.zero_grad(set_to_none=True)
+    out = model(input_ids, memory=memory, labels=labels, **options)
+    out.loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    if not (torch.isfinite(out.loss) and torch.isfinite(norm)):
+        raise FloatingPointError(
+            f"the loss is {out.loss.item()} and its gradient's norm {norm.item()}: the parameters were left as they were. "
+            "Try a lower learning rate, or look for very large numbers in the memory that was passed in"
+        )
+    optimizer.step()
+    return StepResult(out.loss.detach(), out.memory.detach(), out.logits.detach(), norm.detach())
+
+
+def answer_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of the labelled positions whose label is the likeliest token. logits (B, T, V), labels (B, T), −100 not asked."""
+    asked = labels[:, 1:] != -100  # position t answers with label t + 1
+    if not asked.any():
+        raise ValueError("no position is labelled: accuracy needs at least one label other than -100")
+    right = logits[:, :-1].argmax(-1) == labels[:, 1:]
+    return right[asked].float().mean().item()
+
+
+def one_cycle(step: int, steps: int, peak: float, warm_up: float = 0.1) -> float:
+    """The learning rate of a step: up from peak/25 to the peak in the first `warm_up` of the steps, then down to 0, by cosines."""
+    up = max(1, round(warm_up * steps))
+    if step < up:
+        return peak * (1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * step / up)) / 2)
+    return peak * (1 + math.cos(math.pi * (step - up) / max(1, steps - up))) / 2
+
+
+@dataclass
+class History:
+    """What happened, one entry a step, and why the run ended ("steps", "target" or "interrupted")."""
+
+    loss: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    gradient_norm: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    stage: list[int] = field(default_factory=list)
+    ended: str = ""
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    def recent_accuracy(self, window: int) -> float:
+        """Mean accuracy of the last `window` steps of the present stage; 0 while there are fewer."""
+        recent = [a for a, s in zip(self.accuracy[-window:], self.stage[-window:]) if s == self.stage[-1]]
+        return sum(recent) / window if len(recent) == window else 0.0
+
+
+def train(
+    model,
+    stages: Sequence,
+    *,
+    steps: int,
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
+    weight_decay: float = 0.01,
+    max_grad_norm: float = 1.0,
+    bptt_segments: int | None = None,
+    promote_at: float = 0.95,
+    window: int = 20,
+    target: float | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 100,
+    resume: bool = False,
+    progress: bool = True,
+    on_step: Callable[[History], None] | None = None,
+) -> History:
+    """Train through a curriculum, and return what happened.
+
+    stages: from easy to hard; each has a method `batch(batch_size, generator)` that returns input_ids and labels, both (B, T).
+        When the mean accuracy of the last `window` steps reaches `promote_at`, the next stage begins.
+    target: stop once that mean, on the last stage, reaches this; None: use all the steps.
+    seed: of the documents. What the model draws itself (random slots, dropout) comes from PyTorch's generator: `ml.setup(seed=…)`.
+    checkpoint: a file that is written every `checkpoint_every` steps and at the end, whole or not at all.
+    resume: go on from that file. The parameters then become, bit for bit, those of a run that was never interrupted.
+    on_step: called after each step with the history, for a live figure, say.
+
+    Ctrl-C (in Jupyter: ■) ends the run after the step at hand; the model keeps what it has learned, and so does the checkpoint.
+
+    Raises `FileExistsError` rather than write over another run's checkpoint, `ValueError` for a checkpoint that is corrupt or of
+    another run, `FloatingPointError` (with the step) when the loss is not finite.
+    """
+    stages = list(stages)
+    if not stages:
+        raise ValueError("train needs at least one stage: an object with a method batch(batch_size, generator)")
+    settings = {
+        "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "weight_decay": weight_decay,
+        "max_grad_norm": max_grad_norm, "bptt_segments": bptt_segments, "promote_at": promote_at, "window": window,
+        "seed": seed, "stages": [repr(stage) for stage in stages],
+    }  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
+    generator = torch.Generator().manual_seed(seed)
+    history, stage = History(), 0
+    if checkpoint is not None:
+        checkpoint = Path(checkpoint)
+        if resume:
+            history, stage = _load(checkpoint, model, optimizer, generator, settings)
+        elif checkpoint.exists():
+            raise FileExistsError(f"{checkpoint} exists: pass resume=True to go on from it, or name another file")
+
+    was_training = model.training
+    model.train()
+    history.ended = "steps"
+    bar = tqdm(total=steps, initial=len(history), disable=not progress, file=sys.stdout, mininterval=0.5, ncols=100)
+    with bar, _interrupts() as interrupted:
+        while len(history) < steps:
+            rate = one_cycle(len(history), steps, learning_rate)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            input_ids, labels = (tensor.to(model.device) for tensor in stages[stage].batch(batch_size, generator))
+            try:
+                result = model.train_step(
+                    optimizer, input_ids, None, labels, max_grad_norm=max_grad_norm, bptt_segments=bptt_segments
+                )
+            except FloatingPointError as error:
+                raise FloatingPointError(f"in step {len(history)} of stage {stage}, {error}") from None
+            history.loss.append(result.loss.item())
+            history.accuracy.append(answer_accuracy(result.logits, labels))
+            history.gradient_norm.append(result.gradient_norm.item())
+            history.learning_rate.append(rate)
+            history.stage.append(stage)
+            bar.update()
+            bar.set_postfix(stage=stage, loss=f"{history.loss[-1]:.3f}", accuracy=f"{history.accuracy[-1]:.3f}", refresh=False)
+            if on_step is not None:
+                on_step(history)
+
+            recent = history.recent_accuracy(window)
+            if stage + 1 < len(stages) and recent >= promote_at:
+                stage += 1
+            elif stage + 1 == len(stages) and target is not None and recent >= target:
+                history.ended = "target"
+            elif interrupted.is_set():
+                history.ended = "interrupted"
+            finished = history.ended != "steps" or len(history) == steps
+            if checkpoint is not None and (finished or len(history) % checkpoint_every == 0):
+                _save(checkpoint, model, optimizer, generator, settings, history, stage)
+            if finished:
+                break
+    model.train(was_training)
+    return history
+
+
+@contextlib.contextmanager
+def _interrupts():
+    """Turn Ctrl-C into an event, so that it is taken between two steps and never inside one."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # only the main thread gets signals
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# ---- checkpoints: one safetensors file with the tensors of model, optimizer and random generators; JSON in its header ----
+
+
+def _model_tensors(model) -> dict[str, Tensor]:
+    """Parameters and buffers by name; tied weights once."""
+    return {f"model.{name}": tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+
+def _digest(tensors: dict[str, Tensor], header: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _save(path: Path, model, optimizer, generator, settings: dict, history: History, stage: int) -> None:
+    tensors = _model_tensors(model)
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    tensors["random.documents"] = generator.get_state()
+    tensors["random.torch"] = torch.get_rng_state()
+    if model.device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(model.device)
+    header = {
+        "format": CHECKPOINT_FORMAT,
+        "config": model.config.to_json_string(use_diff=False),
+        "settings": json.dumps(settings),
+        "history": json.dumps(asdict(history)),
+        "stage": str(stage),
+    }
+    header["sha256"] = _digest(tensors, header)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".writing")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata=header)
+    with open(beside, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(beside, path)  # readers see the old file or the new one, whole
+
+
+def _load(path: Path, model, optimizer, generator, settings: dict) -> tuple[History, int]:
+    """Check everything first, then copy: a checkpoint that is refused leaves model and optimizer untouched."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint at {path}: pass resume=False to start a run that writes one")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}): resume from an earlier copy") from None
+    if header.get("format") != CHECKPOINT_FORMAT:
+        raise ValueError(
+            f"{path} is a safetensors file, but no training checkpoint of this version (its format: {header.get('format')!r}); "
+            "to load a model's weights use MemGPT.from_pretrained"
+        )
+    if header.pop("sha256", None) != _digest(tensors, header):
+        raise ValueError(f"{path} is damaged, its checksum does not match: resume from an earlier copy")
+    saved = json.loads(header["settings"])
+    different = [f"{k}: {saved.get(k)!r} saved, {v!r} now" for k, v in settings.items() if saved.get(k) != v]
+    if different:
+        raise ValueError(f"{path} belongs to a run with other settings ({'; '.join(different)}): pass the same, or start anew")
+    own = _model_tensors(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("model.")}
+    if shapes != {name: tuple(tensor.shape) for name, tensor in own.items()}:
+        raise ValueError(f"{path} holds a model of other parameters or shapes: build the model with the configuration it has")
+
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    generator.set_state(tensors["random.documents"])
+    torch.set_rng_state(tensors["random.torch"])
+    if "random.cuda" in tensors and model.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random.cuda"], model.device)
+    return History(**json.loads(header["history"])), int(header["stage"])

@@ -1,0 +1,286 @@
+"""The pictures of the series: each answers one question, says in its title what it shows, and carries alternative text.
+
+Tensors are those that `MemGPT.forward` returns, of one text: index the batch first (`out.write_attentions[s][0]`).
+Colours: Okabe & Ito 2008 for lines and bars, cividis for shares, PuOr for signed numbers; all readable with colour-blindness,
+and none stands alone: what matters is also written.
+"""
+
+import io
+from base64 import b64encode
+from collections.abc import Sequence
+
+import numpy as np
+from IPython.display import display
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442",
+)  # fmt: skip
+COLOURS = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW)
+GREY = "#BBBBBB"
+STYLE = {
+    "figure.dpi": 100,
+    "figure.facecolor": "white",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": f"cycler('color', {list(COLOURS)})",
+    "lines.linewidth": 2,
+}
+
+
+class Picture(Figure):
+    """A matplotlib figure with alternative text, which Jupyter shows, and stores, together with the picture.
+
+    alt: what someone who does not see it needs to know; set it when the figure is drawn. Everything else is as in
+    `matplotlib.figure.Figure`: `axes = Picture(figsize=(6, 3), alt="…").subplots()`.
+    """
+
+    def __init__(self, *args, alt: str = "", **options):
+        super().__init__(*args, **{"layout": "constrained", **options})
+        FigureCanvasAgg(self)
+        self.alt = alt
+
+    def png(self) -> bytes:
+        """The picture as a PNG file."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+
+    def _ipython_display_(self) -> None:
+        if not self.alt:
+            raise ValueError("this picture has no alternative text: set picture.alt to what it shows, in a sentence or two")
+        data = {"image/png": b64encode(self.png()).decode(), "text/plain": self.alt}
+        display(data, metadata={"image/png": {"alt": self.alt}}, raw=True)
+
+
+def _array(tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy() if isinstance(tensor, Tensor) else np.asarray(tensor)
+
+
+def _check_tokens(tokens: Sequence[str], count: int) -> list[str]:
+    if len(tokens) != count:
+        raise ValueError(f"{len(tokens)} tokens were given for {count} positions: pass one word for each")
+    return [token.replace("$", r"\$") for token in tokens]  # matplotlib takes $…$ for mathematics
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}%"
+
+
+def slots(memory: Tensor, title: str = "The memory: one row a slot") -> Picture:
+    """What numbers are in the slots? memory: (M, D)."""
+    values = _array(memory)
+    limit = max(np.abs(values).max(), 1e-6)
+    picture = Picture(figsize=(7, 0.6 + 0.16 * len(values)))
+    axes = picture.subplots()
+    image = axes.imshow(values, aspect="auto", cmap="PuOr", vmin=-limit, vmax=limit, interpolation="nearest")
+    axes.set(title=title, xlabel="dimension", ylabel="slot")
+    picture.colorbar(image, label="value")
+    equal = " All slots are equal." if np.allclose(values, values[0]) else ""
+    picture.alt = (
+        f"{title}. A heat map of {values.shape[0]} slots by {values.shape[1]} dimensions, "
+        f"values from {values.min():.2f} to {values.max():.2f}.{equal}"
+    )
+    return picture
+
+
+def slots_through_time(memories: Sequence[Tensor], title: str = "How far each slot moved in each segment") -> Picture:
+    """Which slots changed when? memories: S + 1 tensors (M, D), before the first segment and after each."""
+    states = np.stack([_array(memory) for memory in memories])  # (S + 1, M, D)
+    moved = np.sqrt(((states[1:] - states[:-1]) ** 2).mean(-1)).T  # (M, S)
+    picture = Picture(figsize=(7, 0.9 + 0.16 * len(moved)))
+    axes = picture.subplots()
+    image = axes.imshow(moved, aspect="auto", cmap="cividis", vmin=0, interpolation="nearest")
+    still = moved == 0
+    if still.size <= 1000:
+        for slot, segment in np.argwhere(still):
+            axes.text(segment, slot, "·", color="white", ha="center", va="center")
+    axes.set(title=f"{title} (· = not at all)", xlabel="segment", ylabel="slot")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    picture.colorbar(image, label="root mean square change")
+    picture.alt = (
+        f"{title}. A heat map of {moved.shape[0]} slots by {moved.shape[1]} segments. {_percent(still.mean())} of the cells are "
+        f"exactly zero; the largest change is {moved.max():.2f}, in segment {moved.max(0).argmax()}."
+    )
+    return picture
+
+
+def _draw_write(axes, attention: np.ndarray, tokens: Sequence[str]):
+    image = axes.imshow(attention, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    axes.axvline(0.5, color="white", linewidth=3)
+    axes.set_xticks(range(len(tokens) + 1), ["keep", *tokens], rotation=90)
+    axes.set(xlabel="what the slot takes from", ylabel="slot")
+    return image
+
+
+def _say_write(attention: np.ndarray, tokens: Sequence[str]) -> str:
+    keep, write = attention[:, 0], attention[:, 1:]
+    says = [f"{(keep == 1).sum()} of {len(keep)} slots keep everything exactly."]
+    for slot in np.argsort(keep)[:4]:
+        if keep[slot] < 0.99:
+            token = write[slot].argmax()
+            says.append(
+                f"Slot {slot} keeps {_percent(keep[slot])} and takes {_percent(write[slot, token])} from “{tokens[token]}”."
+            )
+    return " ".join(says)
+
+
+def write_picture(
+    write_attention: Tensor, tokens: Sequence[str], title: str = "One update: a row says what a slot becomes"
+) -> Picture:
+    """What is kept, and what is written where? write_attention: (M, 1 + L), of one segment; tokens: its L words."""
+    attention = _array(write_attention)
+    tokens = _check_tokens(tokens, attention.shape[1] - 1)
+    picture = Picture(figsize=(1.5 + 0.32 * attention.shape[1], 1.6 + 0.17 * len(attention)))
+    axes = picture.subplots()
+    picture.colorbar(_draw_write(axes, attention, tokens), label="share (a row sums to 1)")
+    axes.set_title(title)
+    picture.alt = f"{title}. A heat map of slots by keep and tokens. {_say_write(attention, tokens)}"
+    return picture
+
+
+def read_picture(read_attention: Tensor, tokens: Sequence[str], title: str = "Who reads which slot") -> Picture:
+    """Which position reads from which slot? read_attention: (H, L, M), of one layer, one panel a head; tokens: L words."""
+    attention = _array(read_attention)
+    heads, length, count = attention.shape
+    tokens = _check_tokens(tokens, length)
+    picture = Picture(figsize=(1 + 3.2 * heads, 1.2 + 0.2 * length))
+    panels = picture.subplots(1, heads, squeeze=False)[0]
+    for head, (axes, weights) in enumerate(zip(panels, attention)):
+        image = axes.imshow(weights, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+        axes.set(title=f"head {head}", xlabel="slot", xticks=range(0, count, 2))
+        axes.set_yticks(range(length), tokens if head == 0 else [])
+    picture.colorbar(image, ax=panels, label="share (a row sums to 1)")
+    picture.suptitle(title, x=0.02, ha="left", fontsize=11)
+    says = []
+    for position in np.argsort(-attention.max((0, 2)))[:4]:
+        head, slot = np.unravel_index(attention[:, position].argmax(), (heads, count))
+        says.append(f"“{tokens[position]}” reads {_percent(attention[head, position, slot])} from slot {slot} (head {head}).")
+    picture.alt = f"{title}. Heat maps of {length} tokens by {count} slots, one for each of {heads} heads. {' '.join(says)}"
+    return picture
+
+
+def _draw_provenance(axes, shares: np.ndarray, tokens: Sequence[str], show: int = 3) -> list[str]:
+    """Bars for each slot: the strongest tokens, the rest, and what is left of the initial slot. Returns it in words."""
+    axes.set_ylim(len(shares) - 0.4, -0.6)
+    says = []
+    for slot, row in enumerate(shares):
+        left, strongest = 0.0, np.argsort(-row[1:])[:show]
+        for rank, token in enumerate(strongest):
+            share = row[1 + token]
+            if share > 0:
+                axes.barh(slot, share, left=left, color=COLOURS[rank], edgecolor="white", height=0.85)
+                if share > 0.15:
+                    axes.text(
+                        left + share / 2,
+                        slot,
+                        tokens[token],
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color="black" if rank else "white",
+                    )
+                left += share
+        rest = max(0.0, row[1:].sum() - row[1:][strongest].sum())
+        axes.barh(slot, rest, left=left, color=GREY, edgecolor="white", hatch="//", height=0.85)
+        axes.barh(slot, row[0], left=left + rest, color="#EEEEEE", edgecolor=GREY, height=0.85)
+        token = strongest[0]
+        says.append(
+            f"slot {slot}: {_percent(row[1 + token])} “{tokens[token]}”"
+            if row[1 + token] > row[0]
+            else f"slot {slot}: mostly its initial value"
+        )
+    axes.set(xlim=(0, 1), xlabel="share of the slot (grey: other tokens · pale: initial slot)", ylabel="slot")
+    return says
+
+
+def provenance_bars(shares: Tensor, tokens: Sequence[str], title: str = "What each slot is made of") -> Picture:
+    """Which tokens is a slot made of? shares: (M, 1 + T), from `provenance`; tokens: the T words read so far."""
+    values = _array(shares)
+    tokens = _check_tokens(tokens, values.shape[1] - 1)
+    picture = Picture(figsize=(7, 0.9 + 0.22 * len(values)))
+    axes = picture.subplots()
+    says = _draw_provenance(axes, values, tokens)
+    axes.set_title(title)
+    picture.alt = f"{title}. Stacked bars. {'; '.join(says)}."
+    return picture
+
+
+def memory_at(write_attention: Tensor, tokens: Sequence[str], shares: Tensor, all_tokens: Sequence[str], title: str) -> Picture:
+    """What has this segment changed, and what do the slots hold after it?
+
+    write_attention (M, 1 + L) and tokens (L words): of the segment; shares (M, 1 + T) and all_tokens (T words): of all so far.
+    """
+    attention, values = _array(write_attention), _array(shares)
+    tokens = _check_tokens(tokens, attention.shape[1] - 1)
+    all_tokens = _check_tokens(all_tokens, values.shape[1] - 1)
+    picture = Picture(figsize=(10.5, 1.8 + 0.19 * len(attention)))
+    left, right = picture.subplots(1, 2, width_ratios=(1.25, 1))
+    picture.colorbar(_draw_write(left, attention, tokens), ax=left, label="share")
+    left.set_title("this segment's update")
+    says = _draw_provenance(right, values, all_tokens)
+    right.set_title("what each slot is made of now")
+    picture.suptitle(title, x=0.02, ha="left", fontsize=12)
+    picture.alt = f"{title}. Left, the update: {_say_write(attention, tokens)} Right, what the slots hold: {'; '.join(says)}."
+    return picture
+
+
+def gradients_by_segment(gradients: dict[str, Tensor], title: str = "How far back the gradient reaches") -> Picture:
+    """How much does the memory after each segment still matter to the loss?
+
+    gradients: by name, S + 1 entries each (S + 1, B, M, D), from `memory_gradients`. Zeros stand below the axis' break.
+    """
+    picture = Picture(figsize=(7, 3.4))
+    axes = picture.subplots()
+    says, norms = [], {}
+    for name, gradient in gradients.items():
+        values = _array(gradient)
+        norms[name] = np.sqrt((values.reshape(len(values), -1) ** 2).sum(-1))[:-1]  # the last one is read by no segment
+    smallest = min(norm[norm > 0].min() for norm in norms.values() if (norm > 0).any())
+    floor = smallest / 10
+    for index, (name, norm) in enumerate(norms.items()):
+        axes.plot(np.where(norm > 0, norm, floor), marker="os^vD"[index % 5], label=name, color=COLOURS[index % len(COLOURS)])
+        zero = int((norm == 0).sum())
+        says.append(
+            f"{name}: {norm[-1]:.1e} at the last segment, {norm[0]:.1e} at the first"
+            + (f", exactly zero {zero} times" if zero else "")
+        )
+    axes.set_yscale("log")
+    if any((norm == 0).any() for norm in norms.values()):
+        axes.axhline(floor, color=GREY, linestyle=":")
+        axes.annotate("exactly 0", (0, floor), textcoords="offset points", xytext=(2, 4), color="#555555")
+    axes.set(title=title, xlabel="memory before segment", ylabel="norm of ∂loss/∂memory")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    picture.alt = f"{title}. Lines on a logarithmic axis. {'; '.join(says)}."
+    return picture
+
+
+def loss_curve(history, title: str = "Learning, stage by stage") -> Picture:
+    """Does it learn? history: a `training.History`."""
+    steps = np.arange(1, len(history) + 1)
+    picture = Picture(figsize=(7, 3.6))
+    upper, lower = picture.subplots(2, 1, sharex=True)
+    upper.plot(steps, history.loss, color=BLUE, linewidth=1)
+    upper.set(title=title, ylabel="loss (nats)", ylim=(0, 1.15 * max(history.loss)))
+    lower.plot(steps, history.accuracy, color=VERMILION, linewidth=1)
+    lower.set(xlabel="step", ylabel="accuracy", ylim=(0, 1.02))
+    begins = [0, *(np.flatnonzero(np.diff(history.stage)) + 1)]
+    for begin in begins:
+        for axes in (upper, lower):
+            axes.axvline(begin + 1, color=GREY, linestyle="--", linewidth=1)
+        upper.annotate(
+            f" stage {history.stage[begin]}", (begin + 1, 0.98), xycoords=("data", "axes fraction"), va="top", fontsize=8
+        )
+    stages = ", ".join(f"stage {history.stage[b]} from step {b + 1}" for b in begins)
+    picture.alt = (
+        f"{title}. Two curves over {len(history)} steps: the loss falls from {history.loss[0]:.2f} to {history.loss[-1]:.2f} nats, "
+        f"the accuracy goes from {history.accuracy[0]:.2f} to {history.accuracy[-1]:.2f}; {stages}."
+    )
+    return picture

@@ -1,0 +1,37 @@
+"""A slider that steps through pictures, by mouse, keyboard or a play button."""
+
+import html
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import ipywidgets as widgets
+
+from .figures import Picture
+
+
+def slider(draw: Callable[[int], Picture], labels: Sequence[str]) -> widgets.VBox:
+    """A play button and a slider with one stop for each label, above the picture that `draw(i)` makes of stop i.
+
+    Pictures are drawn when they are first shown, and carry their alternative text.
+    """
+    if not labels:
+        raise ValueError("a slider needs at least one stop: pass a label for each")
+
+    @cache
+    def image(i: int) -> str:
+        picture = draw(i)
+        data = b64encode(picture.png()).decode()
+        return f'<img src="data:image/png;base64,{data}" alt="{html.escape(picture.alt, quote=True)}" style="max-width: 100%">'
+
+    stops = widgets.SelectionSlider(
+        options=[(label, i) for i, label in enumerate(labels)],
+        description="segment",
+        layout=widgets.Layout(width="32em"),
+        continuous_update=False,
+    )
+    play = widgets.Play(min=0, max=len(labels) - 1, interval=1200)
+    shown = widgets.HTML(image(0))
+    widgets.link((play, "value"), (stops, "index"))
+    stops.observe(lambda change: setattr(shown, "value", image(change["new"])), names="value")
+    return widgets.VBox([widgets.HBox([play, stops]), shown])
