@@ -37,8 +37,7 @@ def memory_gradients(model, input_ids: Tensor, labels: Tensor, memory: Tensor | 
     """
     if memory is None:
         memory = model.init_memory(input_ids.size(0))
-    if not memory.requires_grad:
-        memory = memory.detach().requires_grad_()
+    memory = memory.detach().requires_grad_()
     with torch.enable_grad():
         out = model(input_ids, memory=memory, labels=labels, output_hidden_states=True, **options)
     return torch.stack(torch.autograd.grad(out.loss, out.memories, allow_unused=True, materialize_grads=True))

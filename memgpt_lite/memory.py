@@ -71,7 +71,7 @@ def sparsemax(scores: Tensor) -> Tensor:
     ordered = z.sort(dim=-1, descending=True).values
     rank = torch.arange(1, z.size(-1) + 1, device=z.device, dtype=z.dtype)
     total = ordered.cumsum(-1)
-    support = (1 + rank * ordered > total).sum(-1, keepdim=True)  # how many entries are above zero
+    support = (1 + rank * ordered > total).sum(-1, keepdim=True).clamp(min=1)  # how many are above zero; 1 where all is NaN
     threshold = (total.gather(-1, support - 1) - 1) / support
     return (z - threshold).clamp(min=0)
 

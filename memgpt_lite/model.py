@@ -57,7 +57,7 @@ class MemGPTConfig(GPT2Config):
     ]  # fmt: skip
 
     n_positions: int | None = None
-    initializer_range: float | None = None
+    initializer_range: float | int | None = None
     resid_pdrop: float | int = 0.0
     embd_pdrop: float | int = 0.0
     attn_pdrop: float | int = 0.0
@@ -71,17 +71,18 @@ class MemGPTConfig(GPT2Config):
     memory_init: str = "normal"
     read_layers: list[int] | None = None
     context_from_output: bool = True
-    keep_bias: float = 0.0
+    keep_bias: float | int = 0.0
     zero_init_read: bool = False
 
     def __post_init__(self, **kwargs):
         if self.n_positions is None:
             self.n_positions = self.segment_length
-        if self.initializer_range is None:
-            self.initializer_range = 0.8 / self.n_embd**0.5
         if self.read_layers is None:
             self.read_layers = list(range(self.n_layer))
+        self.add_cross_attention = True  # a plain GPT-2's saved configuration says False
         _check_config(self)
+        if self.initializer_range is None:
+            self.initializer_range = 0.8 / self.n_embd**0.5
         super().__post_init__(**kwargs)
 
 

@@ -167,12 +167,15 @@ class HardRecall:
     @classmethod
     def curriculum(cls, max_segments: int = 4, **options) -> list["Mixture"]:
         """More segments first, then distractors, then facts that override earlier ones."""
+        if max_segments < 2:
+            raise ValueError(f"max_segments must be at least 2 (facts and questions), not {max_segments}")
         names = options.pop("num_names", 4)
         overriding = options.pop("num_facts", names + 2)
+        triples = options.get("segment_length", cls.segment_length) // 3
 
         def stage(segments: int, facts: int, distractors: bool) -> Mixture:
             some = range(2, segments + 1)
-            return Mixture(tuple(cls(s, min(facts, (s - 1) * 5), names, distractors=distractors, **options) for s in some))
+            return Mixture(tuple(cls(s, min(facts, (s - 1) * triples), names, distractors=distractors, **options) for s in some))
 
         lengths = [stage(s, names, False) for s in range(2, max_segments + 1)]
         return [*lengths, stage(max_segments, names, True), stage(max_segments, overriding, True)]

@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 CHECKPOINT_FORMAT = "memgpt_lite training checkpoint, version 1"
+UNRELATED = ("transformers_version", "architectures", "dtype", "_name_or_path")  # settings that do not change a model
 
 
 class StepResult(NamedTuple):
@@ -160,6 +161,8 @@ def train(
         "max_grad_norm": max_grad_norm, "bptt_segments": bptt_segments, "promote_at": promote_at, "window": window,
         "seed": seed, "stages": [repr(stage) for stage in stages],
     }  # fmt: skip
+    if resume and checkpoint is None:
+        raise ValueError("resume=True goes on from a checkpoint: pass checkpoint=… with the file that the earlier run wrote")
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
     generator = torch.Generator().manual_seed(seed)
     history, stage = History(), 0
@@ -170,12 +173,16 @@ def train(
         elif checkpoint.exists():
             raise FileExistsError(f"{checkpoint} exists: pass resume=True to go on from it, or name another file")
 
+    def on_target() -> bool:
+        at_last_stage = history.stage[-1:] == [len(stages) - 1]
+        return target is not None and at_last_stage and history.recent_accuracy(window) >= target
+
     was_training = model.training
     model.train()
-    history.ended = "steps"
+    history.ended = "target" if on_target() else "steps"  # a resumed run may have been at its end
     bar = tqdm(total=steps, initial=len(history), disable=not progress, file=sys.stdout, mininterval=0.5, ncols=100)
     with bar, _interrupts() as interrupted:
-        while len(history) < steps:
+        while len(history) < steps and history.ended == "steps":
             rate = one_cycle(len(history), steps, learning_rate)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -196,18 +203,15 @@ def train(
             if on_step is not None:
                 on_step(history)
 
-            recent = history.recent_accuracy(window)
-            if stage + 1 < len(stages) and recent >= promote_at:
+            if stage + 1 < len(stages) and history.recent_accuracy(window) >= promote_at:
                 stage += 1
-            elif stage + 1 == len(stages) and target is not None and recent >= target:
+            if on_target():
                 history.ended = "target"
             elif interrupted.is_set():
                 history.ended = "interrupted"
             finished = history.ended != "steps" or len(history) == steps
             if checkpoint is not None and (finished or len(history) % checkpoint_every == 0):
                 _save(checkpoint, model, optimizer, generator, settings, history, stage)
-            if finished:
-                break
     model.train(was_training)
     return history
 
@@ -260,10 +264,13 @@ def _save(path: Path, model, optimizer, generator, settings: dict, history: Hist
     header["sha256"] = _digest(tensors, header)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".writing")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata=header)
-    with open(beside, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(beside, path)  # readers see the old file or the new one, whole
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata=header)
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)  # readers see the old file or the new one, whole
+    finally:
+        beside.unlink(missing_ok=True)  # half a file, where the disk was full
 
 
 def _load(path: Path, model, optimizer, generator, settings: dict) -> tuple[History, int]:
@@ -283,8 +290,9 @@ def _load(path: Path, model, optimizer, generator, settings: dict) -> tuple[Hist
         )
     if header.pop("sha256", None) != _digest(tensors, header):
         raise ValueError(f"{path} is damaged, its checksum does not match: resume from an earlier copy")
-    saved = json.loads(header["settings"])
-    different = [f"{k}: {saved.get(k)!r} saved, {v!r} now" for k, v in settings.items() if saved.get(k) != v]
+    saved = json.loads(header["config"]) | json.loads(header["settings"])
+    now = json.loads(model.config.to_json_string(use_diff=False)) | settings
+    different = [f"{k}: {saved.get(k)!r} saved, {v!r} now" for k, v in now.items() if saved.get(k) != v and k not in UNRELATED]
     if different:
         raise ValueError(f"{path} belongs to a run with other settings ({'; '.join(different)}): pass the same, or start anew")
     own = _model_tensors(model)

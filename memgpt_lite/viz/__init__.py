@@ -1,7 +1,9 @@
-"""Looking inside a memory: figures (`figures`), and a slider that steps through them (`slider`)."""
+"""Looking inside a memory: figures (`figures`), a slider that steps through them (`slider`), a drawing of the six steps (`diagrams`)."""
 
+from .diagrams import six_steps
 from .figures import (
     Picture,
+    before_and_after,
     gradients_by_segment,
     loss_curve,
     memory_at,
@@ -11,9 +13,10 @@ from .figures import (
     slots_through_time,
     write_picture,
 )
+from .live import LivePicture
 from .slider import slider
 
 __all__ = [
-    "Picture", "gradients_by_segment", "loss_curve", "memory_at", "provenance_bars", "read_picture", "slider", "slots",
-    "slots_through_time", "write_picture",
+    "LivePicture", "Picture", "before_and_after", "gradients_by_segment", "loss_curve", "memory_at", "provenance_bars", "read_picture",
+    "six_steps", "slider", "slots", "slots_through_time", "write_picture",
 ]  # fmt: skip

@@ -52,11 +52,15 @@ class Picture(Figure):
         self.savefig(buffer, format="png", metadata={"Software": None})
         return buffer.getvalue()
 
-    def _ipython_display_(self) -> None:
+    def bundle(self) -> tuple[dict, dict]:
+        """What Jupyter is given: the picture and its text, and the alternative text as the picture's metadata."""
         if not self.alt:
             raise ValueError("this picture has no alternative text: set picture.alt to what it shows, in a sentence or two")
-        data = {"image/png": b64encode(self.png()).decode(), "text/plain": self.alt}
-        display(data, metadata={"image/png": {"alt": self.alt}}, raw=True)
+        return {"image/png": b64encode(self.png()).decode(), "text/plain": self.alt}, {"image/png": {"alt": self.alt}}
+
+    def _ipython_display_(self) -> None:
+        data, metadata = self.bundle()
+        display(data, metadata=metadata, raw=True)
 
 
 def _array(tensor) -> np.ndarray:
@@ -66,7 +70,7 @@ def _array(tensor) -> np.ndarray:
 def _check_tokens(tokens: Sequence[str], count: int) -> list[str]:
     if len(tokens) != count:
         raise ValueError(f"{len(tokens)} tokens were given for {count} positions: pass one word for each")
-    return [token.replace("$", r"\$") for token in tokens]  # matplotlib takes $…$ for mathematics
+    return list(tokens)
 
 
 def _percent(share: float) -> str:
@@ -114,7 +118,7 @@ def slots_through_time(memories: Sequence[Tensor], title: str = "How far each sl
 def _draw_write(axes, attention: np.ndarray, tokens: Sequence[str]):
     image = axes.imshow(attention, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
     axes.axvline(0.5, color="white", linewidth=3)
-    axes.set_xticks(range(len(tokens) + 1), ["keep", *tokens], rotation=90)
+    axes.set_xticks(range(len(tokens) + 1), ["keep", *tokens], rotation=90, parse_math=False)  # else $…$ is mathematics
     axes.set(xlabel="what the slot takes from", ylabel="slot")
     return image
 
@@ -155,7 +159,7 @@ def read_picture(read_attention: Tensor, tokens: Sequence[str], title: str = "Wh
     for head, (axes, weights) in enumerate(zip(panels, attention)):
         image = axes.imshow(weights, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
         axes.set(title=f"head {head}", xlabel="slot", xticks=range(0, count, 2))
-        axes.set_yticks(range(length), tokens if head == 0 else [])
+        axes.set_yticks(range(length), tokens if head == 0 else [], parse_math=False)
     picture.colorbar(image, ax=panels, label="share (a row sums to 1)")
     picture.suptitle(title, x=0.02, ha="left", fontsize=11)
     says = []
@@ -166,16 +170,25 @@ def read_picture(read_attention: Tensor, tokens: Sequence[str], title: str = "Wh
     return picture
 
 
-def _draw_provenance(axes, shares: np.ndarray, tokens: Sequence[str], show: int = 3) -> list[str]:
+def _token_colours(shares: np.ndarray, show: int) -> dict[int, str]:
+    """A colour for each token that is among the `show` strongest of a slot, in the order of the text. shares: (M, 1 + T)."""
+    order = np.argsort(-shares[:, 1:], axis=1)[:, :show]  # (M, show)
+    shown = sorted({int(t) for row, strongest in zip(shares, order) for t in strongest if row[1 + t] > 0})
+    return {token: COLOURS[i % len(COLOURS)] for i, token in enumerate(shown)}
+
+
+def _draw_provenance(axes, shares: np.ndarray, tokens: Sequence[str], show: int = 3, colours=None) -> list[str]:
     """Bars for each slot: the strongest tokens, the rest, and what is left of the initial slot. Returns it in words."""
     axes.set_ylim(len(shares) - 0.4, -0.6)
+    colours = colours or _token_colours(shares, show)
     says = []
     for slot, row in enumerate(shares):
         left, strongest = 0.0, np.argsort(-row[1:])[:show]
-        for rank, token in enumerate(strongest):
+        for token in strongest:
             share = row[1 + token]
             if share > 0:
-                axes.barh(slot, share, left=left, color=COLOURS[rank], edgecolor="white", height=0.85)
+                colour = colours[int(token)]
+                axes.barh(slot, share, left=left, color=colour, edgecolor="white", height=0.85)
                 if share > 0.15:
                     axes.text(
                         left + share / 2,
@@ -184,7 +197,8 @@ def _draw_provenance(axes, shares: np.ndarray, tokens: Sequence[str], show: int 
                         ha="center",
                         va="center",
                         fontsize=8,
-                        color="black" if rank else "white",
+                        color="white" if colour == BLUE else "black",
+                        parse_math=False,
                     )
                 left += share
         rest = max(0.0, row[1:].sum() - row[1:][strongest].sum())
@@ -228,6 +242,34 @@ def memory_at(write_attention: Tensor, tokens: Sequence[str], shares: Tensor, al
     right.set_title("what each slot is made of now")
     picture.suptitle(title, x=0.02, ha="left", fontsize=12)
     picture.alt = f"{title}. Left, the update: {_say_write(attention, tokens)} Right, what the slots hold: {'; '.join(says)}."
+    return picture
+
+
+def before_and_after(
+    write_attention: Tensor, tokens: Sequence[str], shares: dict[str, Tensor], all_tokens: Sequence[str], title: str
+) -> Picture:
+    """What did one segment write, and is it still there later?
+
+    write_attention (M, 1 + L) and tokens (L words): of the segment; shares: by moment, what the slots are made of then, each
+    (M, 1 + T), of the same T words `all_tokens`. A token has the same colour in every panel.
+    """
+    attention = _array(write_attention)
+    moments = {name: _array(share) for name, share in shares.items()}
+    tokens = _check_tokens(tokens, attention.shape[1] - 1)
+    all_tokens = _check_tokens(all_tokens, next(iter(moments.values())).shape[1] - 1)
+    colours = _token_colours(np.concatenate(list(moments.values())), show=3)
+    picture = Picture(figsize=(5 + 2.5 * len(moments), 1.7 + 0.19 * len(attention)))
+    update, *panels = picture.subplots(1, 1 + len(moments), width_ratios=(2, *[1] * len(moments)), sharey=True)
+    _draw_write(update, attention, tokens)
+    update.set_title("The facts are written (yellow: all of it)")
+    says = []
+    for axes, (name, values) in zip(panels, moments.items()):
+        says.append(f"{name}: {', '.join(_draw_provenance(axes, values, all_tokens, colours=colours))}.")
+        axes.set(title=name, xlabel="share of the slot", ylabel="", xticks=(0, 0.5, 1))
+    picture.suptitle(title, x=0.02, ha="left", fontsize=12)
+    picture.alt = (
+        f"{title}. Left, what was written: {_say_write(attention, tokens)} Then what the slots are made of. {' '.join(says)}"
+    )
     return picture
 
 
@@ -280,7 +322,7 @@ def loss_curve(history, title: str = "Learning, stage by stage") -> Picture:
         )
     stages = ", ".join(f"stage {history.stage[b]} from step {b + 1}" for b in begins)
     picture.alt = (
-        f"{title}. Two curves over {len(history)} steps: the loss falls from {history.loss[0]:.2f} to {history.loss[-1]:.2f} nats, "
+        f"{title}. Two curves over {len(history)} steps: the loss goes from {history.loss[0]:.2f} to {history.loss[-1]:.2f} nats, "
         f"the accuracy goes from {history.accuracy[0]:.2f} to {history.accuracy[-1]:.2f}; {stages}."
     )
     return picture

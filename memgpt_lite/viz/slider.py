@@ -10,17 +10,32 @@ import ipywidgets as widgets
 from .figures import Picture
 
 
+class _Slider(widgets.VBox):
+    """A box that leaves its first picture behind where widgets cannot run: in an export, on GitHub."""
+
+    def __init__(self, children, first: Picture, text: str):
+        super().__init__(children)
+        self._first, self._text = first, text
+
+    def _repr_mimebundle_(self, **options) -> tuple[dict, dict]:
+        data = super()._repr_mimebundle_(**options)
+        data |= {"image/png": b64encode(self._first.png()).decode(), "text/plain": self._text}
+        return data, {"image/png": {"alt": self._first.alt}}
+
+
 def slider(draw: Callable[[int], Picture], labels: Sequence[str]) -> widgets.VBox:
     """A play button and a slider with one stop for each label, above the picture that `draw(i)` makes of stop i.
 
-    Pictures are drawn when they are first shown, and carry their alternative text.
+    Pictures are drawn when they are first shown, and carry their alternative text. Where no widget can run, the first one stands.
     """
     if not labels:
         raise ValueError("a slider needs at least one stop: pass a label for each")
 
+    picture_of = cache(draw)
+
     @cache
     def image(i: int) -> str:
-        picture = draw(i)
+        picture = picture_of(i)
         data = b64encode(picture.png()).decode()
         return f'<img src="data:image/png;base64,{data}" alt="{html.escape(picture.alt, quote=True)}" style="max-width: 100%">'
 
@@ -34,4 +49,5 @@ def slider(draw: Callable[[int], Picture], labels: Sequence[str]) -> widgets.VBo
     shown = widgets.HTML(image(0))
     widgets.link((play, "value"), (stops, "index"))
     stops.observe(lambda change: setattr(shown, "value", image(change["new"])), names="value")
-    return widgets.VBox([widgets.HBox([play, stops]), shown])
+    text = f"A slider with {len(labels)} stops ({', '.join(labels)}): run this cell to move it."
+    return _Slider([widgets.HBox([play, stops]), shown], picture_of(0), text)

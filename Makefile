@@ -1,0 +1,44 @@
+# make lab         set everything up in .venv and open JupyterLab at the first notebook
+# make test        the same set-up, then every test and every notebook
+# make notebooks   run every notebook again and write its outputs into it
+# make requirements  pin requirements.txt anew from requirements.in
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+export HF_HUB_OFFLINE := 1
+
+.PHONY: lab test lint notebooks requirements clean
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+test: lint
+	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=600 notebooks
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+notebooks: $(READY)
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --coalesce-streams \
+		--ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
+
+requirements: $(READY)
+	$(BIN)/pip install --quiet pip-tools
+	$(BIN)/pip-compile --quiet --upgrade --strip-extras --allow-unsafe --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links --no-emit-options --output-file .venv/pinned.txt requirements.in
+	{ echo "# Made by \`make requirements\` from requirements.in; the last line installs this package itself."; \
+		sed 's/+cpu$$//' .venv/pinned.txt | grep -v '^#' | grep .; echo "-e ."; } > requirements.txt
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; name one with: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	touch $(READY)
+
+clean:
+	rm -rf .venv
