@@ -6,7 +6,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
-NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 export HF_HUB_OFFLINE := 1
 
 .PHONY: lab test lint notebooks requirements clean
@@ -23,8 +22,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 notebooks: $(READY)
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --coalesce-streams \
-		--ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
+	$(BIN)/python notebooks/execute.py
 
 requirements: $(READY)
 	$(BIN)/pip install --quiet pip-tools

@@ -4,8 +4,8 @@
                              └───streams────────▶ input_ids (B, T), shift_labels, again and again  one long text
 
 A byte-level BPE tokenizer (Sennrich et al. 2016; on bytes: Radford et al. 2019) splits any Unicode string into pieces that it
-knows, and `decode` gives back exactly the string. Stop words (the frequent little ones) are removed for matching texts
-only, never for a language model: notebook 01 measures what it does to either.
+knows, and `decode` gives back exactly the string. Stop words (the frequent little ones) can be removed for matching texts,
+never for a language model: notebook 01 measures what it does to either.
 """
 
 import base64

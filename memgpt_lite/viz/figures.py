@@ -7,6 +7,7 @@ and none stands alone: what matters is also written.
 
 import io
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -80,7 +81,7 @@ def _percent(share: float) -> str:
 def slots(memory: Tensor, title: str = "The memory: one row a slot") -> Picture:
     """What numbers are in the slots? memory: (M, D)."""
     values = _array(memory)
-    limit = max(np.abs(values).max(), 1e-6)
+    limit = np.abs(values).max() or 1.0
     picture = Picture(figsize=(7, 0.6 + 0.16 * len(values)))
     axes = picture.subplots()
     image = axes.imshow(values, aspect="auto", cmap="PuOr", vmin=-limit, vmax=limit, interpolation="nearest")
@@ -208,7 +209,7 @@ def _draw_provenance(axes, shares: np.ndarray, tokens: Sequence[str], show: int 
         says.append(
             f"slot {slot}: {_percent(row[1 + token])} “{tokens[token]}”"
             if row[1 + token] > row[0]
-            else f"slot {slot}: mostly its initial value"
+            else f"slot {slot}: {_percent(row[0])} its initial value"
         )
     axes.set(xlim=(0, 1), xlabel="share of the slot (grey: other tokens · pale: initial slot)", ylabel="slot")
     return says
@@ -261,10 +262,13 @@ def before_and_after(
     picture = Picture(figsize=(5 + 2.5 * len(moments), 1.7 + 0.19 * len(attention)))
     update, *panels = picture.subplots(1, 1 + len(moments), width_ratios=(2, *[1] * len(moments)), sharey=True)
     _draw_write(update, attention, tokens)
-    update.set_title("The facts are written (yellow: all of it)")
+    update.set_title("what was written (yellow: all of it)")
     says = []
     for axes, (name, values) in zip(panels, moments.items()):
-        says.append(f"{name}: {', '.join(_draw_provenance(axes, values, all_tokens, colours=colours))}.")
+        _draw_provenance(axes, values, all_tokens, colours=colours)
+        names = ["their initial value", *all_tokens]
+        mostly = Counter(f"mostly {names[row.argmax()]}" if row.max() > 0.5 else "a mixture" for row in values)
+        says.append(f"{name}, of {len(values)} slots: {', '.join(f'{n} {what}' for what, n in mostly.most_common())}.")
         axes.set(title=name, xlabel="share of the slot", ylabel="", xticks=(0, 0.5, 1))
     picture.suptitle(title, x=0.02, ha="left", fontsize=12)
     picture.alt = (
@@ -314,12 +318,13 @@ def loss_curve(history, title: str = "Learning, stage by stage") -> Picture:
     lower.plot(steps, history.accuracy, color=VERMILION, linewidth=1)
     lower.set(xlabel="step", ylabel="accuracy", ylim=(0, 1.02))
     begins = [0, *(np.flatnonzero(np.diff(history.stage)) + 1)]
-    for begin in begins:
+    row = 0
+    for previous, begin in zip([-len(history), *begins], begins):
         for axes in (upper, lower):
             axes.axvline(begin + 1, color=GREY, linestyle="--", linewidth=1)
-        upper.annotate(
-            f" stage {history.stage[begin]}", (begin + 1, 0.98), xycoords=("data", "axes fraction"), va="top", fontsize=8
-        )
+        row = row + 1 if begin - previous < 0.1 * len(history) else 0  # labels that would overlap go below each other
+        place = (begin + 1, 0.98 - 0.13 * row)
+        upper.annotate(f" stage {history.stage[begin]}", place, xycoords=("data", "axes fraction"), va="top", fontsize=8)
     stages = ", ".join(f"stage {history.stage[b]} from step {b + 1}" for b in begins)
     picture.alt = (
         f"{title}. Two curves over {len(history)} steps: the loss goes from {history.loss[0]:.2f} to {history.loss[-1]:.2f} nats, "
