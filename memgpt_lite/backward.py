@@ -3,7 +3,7 @@
 Through the memory. The loss of segment s depends on the memory that entered it, that on the memory before, and so on back
 to the first: back-propagation through time (Werbos 1990), with segments for time steps.
 
-    ∂loss/∂memory_s = Σ_{r > s} ∂loss_r/∂memory_s        memory_s: what segments 0 … s − 1 left, (B, M, D)
+    ∂loss/∂memory_s = Σ_{r ≥ s} ∂loss_r/∂memory_s        memory_s: what segments 0 … s − 1 left, (B, M, D)
 
 - `is_cut` decides where `bptt_segments` stops this;
 - `memory_gradients` measures ∂loss/∂memory_s at every segment;

@@ -37,7 +37,7 @@ def initial_memory(
 
     - `"normal"`: independent draws from N(0, 1), as the original tutorial has it;
     - `"zeros"`: all slots equal, which is why they stay equal (notebook 02);
-    - `"orthogonal"`: a random orthonormal set of directions, scaled to the norm √D that a normal slot has on average.
+    - `"orthogonal"`: a random orthonormal set of directions, scaled to norm √D, about that of a normal slot.
       With more slots than dimensions (M > D) the columns are orthogonal instead, since D + 1 directions cannot be.
 
     `"learned"` slots are parameters of the model: `MemGPT.init_memory` returns them.

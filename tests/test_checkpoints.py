@@ -1,4 +1,3 @@
-import os
 import re
 
 import pytest
@@ -9,17 +8,8 @@ from memgpt_lite.checkpoints import FOLDER
 from memgpt_lite.checkpoints.train import TRAINERS
 from memgpt_lite.tasks import measure_recall
 
-EVERYTHING = "MEMGPT_LITE_SLOW_TESTS" in os.environ
 
-
-@pytest.mark.parametrize(
-    ("segments", "documents", "at_least"),
-    [
-        (4, 16_384, 0.999),
-        (2048, 64, 0.99),  # 256 questions, of which two may go wrong; on 1,024 documents it takes about five minutes
-        pytest.param(2048, 1024, 0.999, marks=pytest.mark.skipif(not EVERYTHING, reason="needs MEMGPT_LITE_SLOW_TESTS=1")),
-    ],
-)
+@pytest.mark.parametrize(("segments", "documents", "at_least"), [(4, 16_384, 0.999), (2048, 1024, 0.999)])
 def test_the_recall_model_recalls(segments, documents, at_least):
     result = measure_recall(ml.load_pretrained("recall"), segments, num_documents=documents, batch_size=min(documents, 512))
     assert result.questions == 4 * documents and result.accuracy >= at_least

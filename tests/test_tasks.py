@@ -33,9 +33,9 @@ def draw(task, batch_size=200, seed=0):
     ],
 )
 def test_easy_recall_asks_for_what_was_told(task):
-    length, told_in, asked_in, wheres = task.segment_length, set(), set(), set()
+    length, told_in, asked_in, wheres, same_place = task.segment_length, set(), set(), set(), []
     for words, labels in draw(task):
-        known, answers = {}, {}
+        known, answers, told_at = {}, {}, {}
         begin = 2 * (length // 2 // 2) if task.num_segments == 1 else (task.num_segments - 1) * length
         for t, word in enumerate(words):
             if word in NAMES:
@@ -44,9 +44,11 @@ def test_easy_recall_asks_for_what_was_told(task):
                     assert word not in known and t < (length if task.num_segments > 1 else begin)
                     known[word] = words[t + 1]
                     told_in.add(t)
+                    told_at[word] = t
                 else:
                     answers[t + 1] = known.pop(word)  # asked once
                     asked_in.add(t - begin)
+                    same_place.append(told_at[word] == t - begin)
                     wheres.add((t - begin, answers[t + 1]))
             elif word in PLACES:
                 assert words[t - 1] in NAMES
@@ -56,7 +58,7 @@ def test_easy_recall_asks_for_what_was_told(task):
         assert all(words[t] == word for t, word in labels.items())
     pairs = length // 2 // 2 if task.num_segments == 1 else length // 2
     assert told_in == asked_in == {2 * i for i in range(pairs)}  # anywhere in the first and in the last
-    assert len(wheres) > 15
+    assert len(wheres) > 15 and sum(same_place) / len(same_place) == pytest.approx(1 / pairs, abs=0.1)  # in another order
 
 
 @pytest.mark.parametrize(

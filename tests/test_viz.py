@@ -17,7 +17,7 @@ from memgpt_lite.viz import figures, live
 
 WORDS = ["Ada", "Paris", "$5", "<b>"]
 WRITE = torch.tensor([[1.0, 0, 0, 0, 0], [0.25, 0, 0.75, 0, 0], [0.0, 0.1, 0, 0.9, 0]])  # 3 slots, keep and 4 words
-SHARES = torch.tensor([[0.8, 0.2, 0, 0, 0], [0.3, 0.25, 0.25, 0.2, 0], [0.0, 0.1, 0, 0.9, 0]])
+SHARES = torch.tensor([[0.8, 0.2, 0, 0, 0], [0.3, 0.25, 0.2, 0.15, 0.1], [0.0, 0.1, 0, 0.9, 0]])
 READ = torch.zeros(2, 4, 3)
 READ[..., 0] = 1
 READ[1, 2] = torch.tensor([0.0, 0.4, 0.6])

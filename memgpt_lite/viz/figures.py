@@ -22,6 +22,7 @@ BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW = (
 )  # fmt: skip
 COLOURS = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW)
 GREY = "#BBBBBB"
+WIDE_ENOUGH = 0.15  # for a word: the share of a bar
 STYLE = {
     "figure.dpi": 100,
     "figure.facecolor": "white",
@@ -172,9 +173,9 @@ def read_picture(read_attention: Tensor, tokens: Sequence[str], title: str = "Wh
 
 
 def _token_colours(shares: np.ndarray, show: int) -> dict[int, str]:
-    """A colour for each token that is among the `show` strongest of a slot, in the order of the text. shares: (M, 1 + T)."""
+    """A colour for each token that gets a label: among the `show` strongest of a slot, and wide enough. shares: (M, 1 + T)."""
     order = np.argsort(-shares[:, 1:], axis=1)[:, :show]  # (M, show)
-    shown = sorted({int(t) for row, strongest in zip(shares, order) for t in strongest if row[1 + t] > 0})
+    shown = sorted({int(t) for row, strongest in zip(shares, order) for t in strongest if row[1 + t] > WIDE_ENOUGH})
     return {token: COLOURS[i % len(COLOURS)] for i, token in enumerate(shown)}
 
 
@@ -186,11 +187,10 @@ def _draw_provenance(axes, shares: np.ndarray, tokens: Sequence[str], show: int 
     for slot, row in enumerate(shares):
         left, strongest = 0.0, np.argsort(-row[1:])[:show]
         for token in strongest:
-            share = row[1 + token]
-            if share > 0:
-                colour = colours[int(token)]
+            share, colour = row[1 + token], colours.get(int(token))
+            if share > 0 and colour:
                 axes.barh(slot, share, left=left, color=colour, edgecolor="white", height=0.85)
-                if share > 0.15:
+                if share > WIDE_ENOUGH:
                     axes.text(
                         left + share / 2,
                         slot,
@@ -202,7 +202,7 @@ def _draw_provenance(axes, shares: np.ndarray, tokens: Sequence[str], show: int 
                         parse_math=False,
                     )
                 left += share
-        rest = max(0.0, row[1:].sum() - row[1:][strongest].sum())
+        rest = max(0.0, row[1:].sum() - left)
         axes.barh(slot, rest, left=left, color=GREY, edgecolor="white", hatch="//", height=0.85)
         axes.barh(slot, row[0], left=left + rest, color="#EEEEEE", edgecolor=GREY, height=0.85)
         token = strongest[0]
@@ -300,7 +300,7 @@ def gradients_by_segment(gradients: dict[str, Tensor], title: str = "How far bac
     axes.set_yscale("log")
     if any((norm == 0).any() for norm in norms.values()):
         axes.axhline(floor, color=GREY, linestyle=":")
-        axes.annotate("exactly 0", (0, floor), textcoords="offset points", xytext=(2, 4), color="#555555")
+        axes.annotate("exactly 0", (0, floor), textcoords="offset points", xytext=(2, 9), color="#555555")
     axes.set(title=title, xlabel="memory before segment", ylabel="norm of ∂loss/∂memory")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
