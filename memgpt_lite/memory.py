@@ -110,6 +110,7 @@ class KeepAttention(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.keep_bias = keep_bias
+        nn.init.constant_(self.keep.bias, keep_bias)
         self.normalise = normalise
 
     def scores(self, memory: Tensor, context_vectors: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -147,6 +148,7 @@ class GatedSlots(nn.Module):
         self.value = nn.Linear(width, width)
         self.keep = nn.Linear(2 * width, width)
         self.keep_bias = keep_bias
+        nn.init.constant_(self.keep.bias, keep_bias)
 
     def forward(self, memory: Tensor, context_vectors: Tensor, mask: Tensor | None = None) -> MemoryUpdate:
         q, k = self.query(memory), self.key(context_vectors)  # (B, M, D), (B, L, D)

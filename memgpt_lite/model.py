@@ -114,7 +114,8 @@ class MemGPTOutput(ModelOutput):
     memory: (B, M, D), after the last segment.
     hidden_states: `n_layer + 1` tensors (B, T, D), the last of them after the final layer norm; on request.
     memories: S + 1 tensors (B, M, D), before the first segment and after each; on request, with the hidden states.
-    read_attentions: for each block in `read_layers` (B, H, T, M); a position's row sums to 1.
+    read_attentions: for each block in `read_layers` (B, H, T, M); a position's row sums to 1
+        (except in training with `attn_pdrop` > 0: these are the shares after dropout).
     write_attentions: for each segment (B, M, 1 + L), column 0 is keep; a slot's row sums to 1.
     """
 

@@ -177,11 +177,9 @@ def train(
         at_last_stage = history.stage[-1:] == [len(stages) - 1]
         return target is not None and at_last_stage and history.recent_accuracy(window) >= target
 
-    was_training = model.training
-    model.train()
     history.ended = "target" if on_target() else "steps"  # a resumed run may have been at its end
     bar = tqdm(total=steps, initial=len(history), disable=not progress, file=sys.stdout, mininterval=0.5, ncols=100)
-    with bar, _interrupts() as interrupted:
+    with bar, _training_mode(model), _interrupts() as interrupted:
         while len(history) < steps and history.ended == "steps":
             rate = one_cycle(len(history), steps, learning_rate)
             for group in optimizer.param_groups:
@@ -212,8 +210,18 @@ def train(
             finished = history.ended != "steps" or len(history) == steps
             if checkpoint is not None and (finished or len(history) % checkpoint_every == 0):
                 _save(checkpoint, model, optimizer, generator, settings, history, stage)
-    model.train(was_training)
     return history
+
+
+@contextlib.contextmanager
+def _training_mode(model):
+    """Dropout on, and afterwards as it was, also when an error ends the training."""
+    was_training = model.training
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @contextlib.contextmanager
