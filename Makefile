@@ -6,12 +6,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)  # in a container; JupyterLab asks for a token all the same
 export HF_HUB_OFFLINE := 1
 
 .PHONY: lab test lint notebooks requirements clean
 
 lab: $(READY)
-	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab $(AS_ROOT) notebooks/00_start_here.ipynb
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
