@@ -2,7 +2,7 @@
 
 In a matrix of M slots, each a vector of width D. `initial_memory` makes the matrix that a text starts from, an *update
 rule* turns the matrix before a segment into the matrix after it, and `provenance` says exactly which tokens a slot is
-made of.
+made of. The rule here is keep-attention, the default; `rules` holds others to compare it with.
 
 Shapes: B texts, M slots, D width, L tokens in a segment.
 
@@ -14,7 +14,6 @@ Shapes: B texts, M slots, D width, L tokens in a segment.
 Every rule is a module that is called as `rule(memory, context_vectors, mask)` and returns a `MemoryUpdate`.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -36,7 +35,7 @@ def initial_memory(
     """The slots before the first segment, (B, M, D).
 
     - `"normal"`: independent draws from N(0, 1), as the original tutorial has it;
-    - `"zeros"`: all slots equal, which is why they stay equal (notebook 02);
+    - `"zeros"`: all slots equal, and a rule that tells slots apart by what they hold keeps them equal (notebook 02);
     - `"orthogonal"`: a random orthonormal set of directions, scaled to norm √D, about that of a normal slot.
       With more slots than dimensions (M > D) the columns are orthogonal instead, since D + 1 directions cannot be.
 
@@ -67,13 +66,14 @@ def sparsemax(scores: Tensor) -> Tensor:
 
     scores: (..., N), at least one of each row finite. Returns (..., N).
     """
-    z = scores - scores.amax(-1, keepdim=True)  # the winner's score is now exactly 0, so that exactly 1 can be reached
+    z = scores.to(torch.promote_types(scores.dtype, torch.float32))  # half precision would sum to 0.98 or 1.02
+    z = z - z.amax(-1, keepdim=True)  # the winner's score is now exactly 0, so that exactly 1 can be reached
     ordered = z.sort(dim=-1, descending=True).values
     rank = torch.arange(1, z.size(-1) + 1, device=z.device, dtype=z.dtype)
     total = ordered.cumsum(-1)
     support = (1 + rank * ordered > total).sum(-1, keepdim=True).clamp(min=1)  # how many are above zero; 1 where all is NaN
     threshold = (total.gather(-1, support - 1) - 1) / support
-    return (z - threshold).clamp(min=0)
+    return (z - threshold).clamp(min=0).to(scores.dtype)
 
 
 def softmax(scores: Tensor) -> Tensor:
@@ -125,50 +125,6 @@ class KeepAttention(nn.Module):
         attention = self.normalise(self.scores(memory, context_vectors, mask))  # (B, M, 1 + L)
         keep, write = attention[..., :1], attention[..., 1:]  # (B, M, 1), (B, M, L)
         return MemoryUpdate(keep * memory + write @ self.value(context_vectors), attention)
-
-
-class GatedSlots(nn.Module):
-    """Every slot looks at the tokens by softmax, and a gate decides, dimension by dimension, how much of it to take.
-
-        u_j = Σ_t softmax_t( q(m_j)·k(c_t)/√D ) · v(c_t)
-        g_j = σ( G [m_j ; u_j] )
-        m_j ← g_j ⊙ m_j + (1 − g_j) ⊙ u_j
-
-    The gate of a GRU (Cho et al. 2014) on slots, without its reset gate and tanh. A sigmoid is never exactly 1, so every
-    segment wears a slot down a little. The write attention reports the gate averaged over the width; a single number
-    cannot stand for D different ones, so there is no exact provenance (`values_mix` is False).
-    """
-
-    values_mix = False
-
-    def __init__(self, width: int, *, keep_bias: float = 0.0):
-        super().__init__()
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.keep = nn.Linear(2 * width, width)
-        self.keep_bias = keep_bias
-        nn.init.constant_(self.keep.bias, keep_bias)
-
-    def forward(self, memory: Tensor, context_vectors: Tensor, mask: Tensor | None = None) -> MemoryUpdate:
-        q, k = self.query(memory), self.key(context_vectors)  # (B, M, D), (B, L, D)
-        scores = q @ k.mT / memory.size(-1) ** 0.5  # (B, M, L)
-        if mask is None:
-            mask = torch.ones(context_vectors.shape[:-1], dtype=torch.bool, device=memory.device)
-        scores = scores.masked_fill(~mask.unsqueeze(-2), torch.finfo(scores.dtype).min)
-        look = scores.softmax(-1)  # (B, M, L)
-        update = look @ self.value(context_vectors)  # (B, M, D)
-        gate = torch.sigmoid(self.keep(torch.cat([memory, update], dim=-1)))  # (B, M, D)
-        gate = gate.masked_fill(~mask.any(-1)[:, None, None], 1.0)  # nothing but padding: keep all
-        keep = gate.mean(-1, keepdim=True)  # (B, M, 1)
-        return MemoryUpdate(gate * memory + (1 - gate) * update, torch.cat([keep, (1 - keep) * look], dim=-1))
-
-
-UPDATE_RULES = {
-    "keep": KeepAttention,
-    "keep_softmax": partial(KeepAttention, normalise=softmax),
-    "gated": GatedSlots,
-}
 
 
 def provenance(write_attentions: list[Tensor] | tuple[Tensor, ...]) -> Tensor:

@@ -18,91 +18,24 @@ GPT-2: Radford et al. 2019. A state carried from segment to segment: Transformer
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel
 from transformers import initialization as init
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention, GPT2Block
 from transformers.utils import ModelOutput
 
 from .backward import is_cut
-from .memory import INITIALISATIONS, UPDATE_RULES, initial_memory
+from .configuration import MemGPTConfig
+from .generation import MemoryGenerationMixin, SegmentCache, leading_padding, read_on
+from .memory import initial_memory
+from .rules import UPDATE_RULES
 from .training import train_step
-
-
-@strict
-class MemGPTConfig(GPT2Config):
-    """GPT-2's configuration, and that of the memory.
-
-    segment_length: tokens read at once (L). Positions start again in every segment.
-    num_memory_slots: M.
-    update_rule: "keep" (sparsemax), "keep_softmax" or "gated".
-    memory_init: "normal", "zeros", "orthogonal" or "learned".
-    read_layers: the blocks that read the memory, counted from 0; None means all of them.
-    context_from_output: False leaves the output distribution out of the context vectors, so that c_t = h_t.
-    keep_bias: where the bias of the keep score starts; the higher, the less an untrained slot takes.
-    zero_init_read: start the read's output at zero, so that a pretrained GPT-2 gives exactly the logits it gave before.
-
-    Three of GPT-2's own settings have another default, because they serve small models trained from scratch: no dropout,
-    `n_positions` (None: as many as a segment has tokens) and `initializer_range` (None: 0.8 / √n_embd, which is GPT-2's 0.02
-    for a width of 1,600, and 0.1 for one of 64).
-    """
-
-    model_type = "memgpt_lite"
-    keys_to_ignore_at_inference = [
-        "memory", "memories", "hidden_states", "read_attentions", "write_attentions", "past_key_values",
-    ]  # fmt: skip
-
-    n_positions: int | None = None
-    initializer_range: float | int | None = None
-    resid_pdrop: float | int = 0.0
-    embd_pdrop: float | int = 0.0
-    attn_pdrop: float | int = 0.0
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    add_cross_attention: bool = True
-
-    segment_length: int = 64
-    num_memory_slots: int = 16
-    update_rule: str = "keep"
-    memory_init: str = "normal"
-    read_layers: list[int] | None = None
-    context_from_output: bool = True
-    keep_bias: float | int = 0.0
-    zero_init_read: bool = False
-
-    def __post_init__(self, **kwargs):
-        if self.n_positions is None:
-            self.n_positions = self.segment_length
-        if self.read_layers is None:
-            self.read_layers = list(range(self.n_layer))
-        self.add_cross_attention = True  # a plain GPT-2's saved configuration says False
-        _check_config(self)
-        if self.initializer_range is None:
-            self.initializer_range = 0.8 / self.n_embd**0.5
-        super().__post_init__(**kwargs)
-
-
-def _check_config(config: MemGPTConfig) -> None:
-    for name in ("vocab_size", "n_embd", "n_layer", "n_head", "segment_length", "num_memory_slots"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, not {getattr(config, name)}")
-    if config.n_embd % config.n_head:
-        raise ValueError(f"n_embd ({config.n_embd}) must be a multiple of n_head ({config.n_head}): heads share the width evenly")
-    if config.segment_length > config.n_positions:
-        raise ValueError(
-            f"segment_length ({config.segment_length}) is more than n_positions ({config.n_positions}): "
-            "shorten the segments, or leave n_positions out"
-        )
-    if config.update_rule not in UPDATE_RULES:
-        raise ValueError(f"unknown update_rule {config.update_rule!r}: choose one of {', '.join(UPDATE_RULES)}")
-    if config.memory_init not in INITIALISATIONS:
-        raise ValueError(f"unknown memory_init {config.memory_init!r}: choose one of {', '.join(INITIALISATIONS)}")
-    if not config.read_layers or not set(config.read_layers) <= set(range(config.n_layer)):
-        raise ValueError(f"read_layers must name at least one of the blocks 0 to {config.n_layer - 1}, not {config.read_layers}")
 
 
 @dataclass
@@ -110,13 +43,15 @@ class MemGPTOutput(ModelOutput):
     """What `MemGPT.forward` returns.
 
     loss: mean cross-entropy over the labelled positions, in nats; when labels were given.
-    logits: (B, T, V).
-    memory: (B, M, D), after the last segment.
+    logits: (B, T, V), or as many of the last positions as `logits_to_keep` says; None with `memory_replay`.
+    memory: (B, M, D), after the last segment; when reading with a cache, after the last full one.
     hidden_states: `n_layer + 1` tensors (B, T, D), the last of them after the final layer norm; on request.
     memories: S + 1 tensors (B, M, D), before the first segment and after each; on request, with the hidden states.
     read_attentions: for each block in `read_layers` (B, H, T, M); a position's row sums to 1
         (except in training with `attn_pdrop` > 0: these are the shares after dropout).
-    write_attentions: for each segment (B, M, 1 + L), column 0 is keep; a slot's row sums to 1.
+    write_attentions: for each segment (B, M, 1 + L), column 0 is keep; a slot's row sums to 1. Segments, and so these columns, are
+        counted from a text's first token, also where padding stands in front of it.
+    past_key_values: the `SegmentCache` to read on from; when asked for by `use_cache`.
     """
 
     loss: Tensor | None = None
@@ -126,6 +61,23 @@ class MemGPTOutput(ModelOutput):
     memories: tuple[Tensor, ...] | None = None
     read_attentions: tuple[Tensor, ...] | None = None
     write_attentions: tuple[Tensor, ...] | None = None
+    past_key_values: SegmentCache | None = None
+
+    @property
+    def attentions(self) -> tuple[Tensor, ...] | None:
+        """The read attentions, under the name by which Transformers' `generate` asks for attention."""
+        return self.read_attentions
+
+
+class Segment(NamedTuple):
+    """One segment, read and written: loss is summed over its labels, the rest as in `MemGPTOutput`."""
+
+    memory: Tensor
+    loss: Tensor | None
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...]
+    read_attentions: tuple[Tensor, ...]
+    write_attention: Tensor
 
 
 class MemGPTBlock(GPT2Block):
@@ -133,38 +85,93 @@ class MemGPTBlock(GPT2Block):
 
     def __init__(self, config: MemGPTConfig, layer_idx: int):
         super().__init__(config, layer_idx)
+        if config.activation_function == "gelu_new":
+            self.mlp.act = nn.GELU(approximate="tanh")  # the same function in one kernel instead of eight
         self.reads = layer_idx in config.read_layers
         if not self.reads:
             del self.crossattention, self.ln_cross_attn
 
-    def forward(self, h: Tensor, mask: Tensor, slots: Tensor) -> tuple[Tensor, Tensor | None]:
-        """h (B, L, D), additive mask (·, 1, L, L), slots (B, M, D) → h (B, L, D), read attention (B, H, L, M)."""
-        h = h + self.attn(self.ln_1(h), attention_mask=mask)[0]
+    def forward(self, h: Tensor, mask: Tensor | None, slots: Tensor, cache: SegmentCache | None = None):
+        """h (B, L, D), slots (B, M, D) → h (B, L, D), read attention (B, H, L, M) or None.
+
+        mask: (B, 1, L, ·), True where a position may look; None: at all that is not later.
+        """
+        h = h + self.attend(self.ln_1(h), mask, cache)
         attention = None
         if self.reads:
-            read, attention = self.crossattention(self.ln_cross_attn(h), encoder_hidden_states=slots)
+            read, attention = self.read(self.ln_cross_attn(h), slots, cache)
             h = h + read
         return h + self.mlp(self.ln_2(h)), attention
 
+    def attend(self, x: Tensor, mask: Tensor | None, cache: SegmentCache | None) -> Tensor:
+        """Self-attention, (B, L, D) → (B, L, D), to what the cache holds of the segment too. Weights: GPT2Attention's."""
+        gpt2 = self.attn
+        q, k, v = (self.heads(y) for y in gpt2.c_attn(x).chunk(3, dim=-1))  # (B, H, L, D/H) each
+        if cache is not None:
+            k, v = cache.update(k, v, gpt2.layer_idx)
+        dropout = gpt2.attn_dropout.p if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=gpt2.scaling)
+        return gpt2.resid_dropout(gpt2.c_proj(mixed.transpose(1, 2).flatten(2).contiguous()))
 
-class MemGPT(GPT2LMHeadModel):
+    def read(self, x: Tensor, slots: Tensor, cache: SegmentCache | None) -> tuple[Tensor, Tensor]:
+        """Cross-attention from (B, L, D) to slots (B, M, D) → (B, L, D), attention (B, H, L, M)."""
+        gpt2 = self.crossattention
+        q = self.heads(gpt2.q_attn(x))  # (B, H, L, D/H)
+        if cache is not None and gpt2.layer_idx in cache.slots:
+            k, v = cache.slots[gpt2.layer_idx]
+        else:
+            k, v = (self.heads(y) for y in gpt2.c_attn(slots).chunk(2, dim=-1))  # (B, H, M, D/H) each
+        if cache is not None:
+            cache.slots[gpt2.layer_idx] = k, v
+        attention = gpt2.attn_dropout((q @ k.mT * gpt2.scaling).softmax(-1))  # (B, H, L, M)
+        mixed = (attention @ v).transpose(1, 2).flatten(2).contiguous()  # (B, L, D)
+        return gpt2.resid_dropout(gpt2.c_proj(mixed)), attention
+
+    def heads(self, x: Tensor) -> Tensor:
+        """(B, L, D) → (B, H, L, D/H)."""
+        return x.unflatten(-1, (self.attn.num_heads, self.attn.head_dim)).transpose(1, 2)
+
+
+class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
     """A GPT-2 with M memory slots, which it reads in every segment and updates after it."""
 
     config_class = MemGPTConfig
     _no_split_modules = ["MemGPTBlock"]
-    # Read attention is something to look at, and the fused kernels do not return it.
+    # `MemGPTBlock` chooses: a fused kernel for self-attention, none for the read, whose attention is something to look at.
     _supports_sdpa = _supports_flash_attn = _supports_attention_backend = False
+    accepts_loss_kwargs = True  # the Trainer's num_items_in_batch
 
     def __init__(self, config: MemGPTConfig):
+        config.check()  # again: settings may have been changed since
         super().__init__(config)
+        self.loss_type = "ForCausalLM"  # by which the Trainer knows that a text's first label is not asked, and does not count it
         width = config.n_embd
         self.transformer.h = nn.ModuleList(MemGPTBlock(config, i) for i in range(config.n_layer))
         self.ln_memory = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
         self.output_to_context = nn.Linear(width, width, bias=False) if config.context_from_output else None  # W
-        self.update_rule = UPDATE_RULES[config.update_rule](width, keep_bias=config.keep_bias)
+        self.update_rule = UPDATE_RULES[config.update_rule](config)
         if config.memory_init == "learned":
             self.initial_memory = nn.Parameter(torch.empty(config.num_memory_slots, width))
         self.post_init()
+        self._freeze()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """Transformers' `from_pretrained`, for a directory of `MemGPT` or of any GPT-2, to which it adds a memory.
+
+        Settings of `MemGPTConfig` may be given by keyword (`num_memory_slots=…`). Weights are read from safetensors only: the older
+        .bin files are pickles, which Transformers would fall back to. `use_safetensors=False` reads such a file after all.
+        """
+        kwargs.setdefault("use_safetensors", True)
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True a tuple
+        model._freeze()  # loading put new parameters in the place of those that were frozen
+        return loaded
+
+    def _freeze(self) -> None:
+        if self.config.freeze_gpt2:
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(not is_gpt2s(name))
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -209,72 +216,134 @@ class MemGPT(GPT2LMHeadModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         *,
-        shift_labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         bptt_segments: int | None = None,
+        memory_replay: bool = False,
+        past_key_values: SegmentCache | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int = 0,
         output_attentions: bool = True,
         output_hidden_states: bool = False,
         return_dict: bool = True,
+        **by_name: Tensor | None,
     ) -> MemGPTOutput:
         """Read a text of any length, `config.segment_length` tokens at a time, carrying the memory along.
 
         input_ids: (B, T) token numbers; T need not be a multiple of the segment length.
         memory: (B, M, D) to start from, as an earlier call returned it; None starts from `init_memory`.
-        attention_mask: (B, T), 1 for tokens and 0 for padding. Padding is never attended to and never written.
-        labels: (B, T), as for GPT-2: position t predicts label t + 1, across segments too; −100 is not asked.
+        attention_mask: (B, T), 1 for tokens and 0 for padding. Padding is never attended to and never written. A row's segments
+            are counted from its first token: padding in front of it changes nothing.
+        labels: (B, T), as for GPT-2: position t predicts label t + 1, across segments too; −100 is not asked, nor is padding.
         shift_labels: (B, T), already shifted: position t predicts shift_labels t. For windows cut out of a longer text, whose
             last position has a label as well.
         num_items_in_batch: divide the summed loss by this instead of by the number of labels (the `Trainer` sets it).
         bptt_segments: how many segments a gradient goes back over; None is all of them (`backward.is_cut`).
+        memory_replay: keep of each segment only the memory that entered it, and read it again when the gradient comes back: the same
+            gradient in the space of one segment, for a third more time. Returns loss and memory (Memformer, Wu et al. 2022).
+        past_key_values, use_cache: read on from a `SegmentCache`, and return it, as `generate` does (`memgpt_lite.generation`).
+        logits_to_keep: return the logits of this many last positions only; 0 is all.
 
         Raises `ValueError` or `TypeError` that says what is wrong with an argument.
         """
+        # Not in the signature, where the Trainer takes every name with "label" in it for one that a batch to evaluate must have.
+        shift_labels = by_name.pop("shift_labels", None)
+        if by_name:
+            raise TypeError(f"MemGPT.forward() got an unexpected keyword argument {next(iter(by_name))!r}")
+        if past_key_values is not None and attention_mask is not None:
+            attention_mask = attention_mask[:, -input_ids.size(1) :]  # `generate` passes that of the whole text
         self._check_inputs(input_ids, memory, attention_mask, labels, shift_labels, bptt_segments)
+        self._check_modes(memory, labels, shift_labels, memory_replay, past_key_values, use_cache)
         batch_size, length = input_ids.shape
-        if memory is None:
-            memory = self.init_memory(batch_size)
+        if past_key_values is not None:
+            memory = past_key_values.memory
+        memory = self.init_memory(batch_size) if memory is None else memory.to(self.dtype)
         real = None if attention_mask is None else attention_mask.bool()  # (B, T)
+        if use_cache or past_key_values is not None:
+            cache = SegmentCache(memory, self.config.segment_length) if past_key_values is None else past_key_values
+            logits, hidden_states, reads = read_on(
+                self, cache, input_ids, real, logits_to_keep, output_hidden_states, output_attentions
+            )
+            output = MemGPTOutput(
+                logits=logits,
+                memory=cache.memory,
+                hidden_states=hidden_states if output_hidden_states else None,
+                read_attentions=reads if output_attentions else None,
+                past_key_values=cache if use_cache else None,
+            )
+            return output if return_dict else output.to_tuple()
+
+        if labels is not None:
+            shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)  # (B, T): position t predicts token t + 1
+        if real is not None and shift_labels is not None:
+            shift_labels = shift_labels.masked_fill(~real, -100)  # padding predicts nothing
+        if num_items_in_batch is None and shift_labels is not None:
+            num_items_in_batch = (shift_labels != -100).sum().clamp(min=1)
+        moved = None  # (B, 1): by how much each row is moved, so that its first token comes first
+        if real is not None and (torch.compiler.is_compiling() or not real[:, 0].all()):
+            moved = leading_padding(real)[:, None]
+            input_ids, real, shift_labels = (_roll(x, -moved, dim=1) for x in (input_ids, real, shift_labels))
 
         starts = range(0, length, self.config.segment_length)
-        memories, segments, writes = [memory], [], []
+        kept_from = 0 if moved is not None else length - (logits_to_keep or length)
+        memories, segments = [memory], []
         for s, start in enumerate(starts):
-            cut = slice(start, start + self.config.segment_length)
-            segment_mask = None if real is None else real[:, cut]
             if is_cut(s, len(starts), bptt_segments):
                 memory = memory.detach()
-            hidden_states, reads, logits = self._read_segment(input_ids[:, cut], segment_mask, memory)
-            update = self.update_rule(memory, self.context_vectors(hidden_states[-1], logits), segment_mask)
-            memory = update.memory
-            segments.append((logits, hidden_states if output_hidden_states else (), reads if output_attentions else ()))
-            writes.append(update.write_attention)
+            end = start + self.config.segment_length
+            inputs = (memory, *(None if x is None else x[:, start:end] for x in (input_ids, real, shift_labels)))
+            if memory_replay:
+                memory, loss = checkpoint(lambda *x: self._segment(*x)[:2], *inputs, use_reentrant=False)
+                segment = Segment(memory, loss, None, (), (), None)
+            else:
+                segment = self._segment(*inputs)
+                memory = segment.memory
+            segments.append(
+                segment._replace(
+                    logits=segment.logits if end > kept_from else None,
+                    hidden_states=segment.hidden_states if output_hidden_states else (),
+                    read_attentions=segment.read_attentions if output_attentions else (),
+                )
+            )
             memories.append(memory)
 
-        logits, hidden_states, reads = zip(*segments)
-        logits = torch.cat(logits, dim=1)  # (B, T, V)
+        _, losses, logits, hidden_states, reads, writes = zip(*segments)
+        logits = _join([(x,) for x in logits if x is not None], moved, dim=1)
         output = MemGPTOutput(
-            loss=_cross_entropy(logits, labels, shift_labels, num_items_in_batch),
-            logits=logits,
+            loss=None if shift_labels is None else sum(losses) / num_items_in_batch,
+            logits=logits and logits[0][:, -logits_to_keep:],  # (B, T, V)
             memory=memory,
-            hidden_states=_join(hidden_states, dim=1),
+            hidden_states=_join(hidden_states, moved, dim=1),
             memories=tuple(memories) if output_hidden_states else None,
-            read_attentions=_join(reads, dim=2),
-            write_attentions=tuple(writes) if output_attentions else None,
+            read_attentions=_join(reads, moved, dim=2),
+            write_attentions=writes if output_attentions and not memory_replay else None,
         )
         return output if return_dict else output.to_tuple()
 
-    def _read_segment(self, input_ids: Tensor, real: Tensor | None, memory: Tensor):
-        """One segment through the blocks: hidden states of each layer (B, L, D), read attentions (B, H, L, M), logits (B, L, V)."""
-        if real is None:
+    def _segment(self, memory: Tensor, input_ids: Tensor, real: Tensor | None, shift_labels: Tensor | None) -> Segment:
+        """Read one segment and write it into the memory. input_ids, real, shift_labels: (B, L)."""
+        hidden_states, reads, logits = self._read_segment(input_ids, real, memory)
+        loss = None
+        if shift_labels is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1), shift_labels.flatten().long(), ignore_index=-100, reduction="sum")
+        update = self.update_rule(memory, self.context_vectors(hidden_states[-1], logits), real)
+        return Segment(update.memory, loss, logits, hidden_states, reads, update.write_attention)
+
+    def _read_segment(self, input_ids: Tensor, real: Tensor | None, memory: Tensor, cache: SegmentCache | None = None):
+        """A segment, or what follows in the cache's: hidden states (B, L, D), read attentions (B, H, L, M), logits (B, L, V)."""
+        mask = None
+        if cache is not None:
+            positions, mask = cache.positions(), cache.visible()  # (B, L), (B, 1, L, ·)
+        elif real is None:
             positions = torch.arange(input_ids.size(1), device=input_ids.device)  # (L)
         else:
             positions = (real.cumsum(-1) - 1).clamp(min=0)  # (B, L): padding takes up no position
-        mask = _attention_bias(input_ids.size(1), real, self.dtype, input_ids.device)
+            mask = _visible(real)
         slots = self.ln_memory(memory)  # (B, M, D)
         h = self.transformer.drop(self.transformer.wte(input_ids) + self.transformer.wpe(positions))  # (B, L, D)
         hidden_states, reads = [], []
         for block in self.transformer.h:
             hidden_states.append(h)
-            h, attention = block(h, mask, slots)
+            h, attention = block(h, mask, slots, cache)
             if attention is not None:
                 reads.append(attention)
         h = self.transformer.ln_f(h)
@@ -340,6 +409,20 @@ class MemGPT(GPT2LMHeadModel):
             if tensor is not None:
                 _check_vocabulary(name, tensor[tensor != -100], self.config.vocab_size)
 
+    def _check_modes(self, memory, labels, shift_labels, memory_replay, past_key_values, use_cache) -> None:
+        cached = use_cache or past_key_values is not None
+        if cached and (memory_replay or labels is not None or shift_labels is not None):
+            raise ValueError("use_cache and past_key_values are for generating: training reads whole texts, without them")
+        if past_key_values is None:
+            return
+        if not isinstance(past_key_values, SegmentCache):
+            raise TypeError(
+                f"past_key_values must be a SegmentCache, not {type(past_key_values).__name__}: pass on what a call with "
+                "use_cache=True returned"
+            )
+        if memory is not None:
+            raise ValueError("pass memory or past_key_values, not both: the latter holds a memory of its own")
+
     def _check_memory(self, memory: Tensor, batch_size: int) -> None:
         expected = (batch_size, self.config.num_memory_slots, self.config.n_embd)
         if not isinstance(memory, Tensor):
@@ -361,29 +444,36 @@ def _check_vocabulary(name: str, ids: Tensor, vocab_size: int) -> None:
         )
 
 
-def _attention_bias(length: int, real: Tensor | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What is added to the self-attention's scores: 0 where position t may look at u ≤ t, the lowest number elsewhere.
-
-    Returns (1, 1, L, L), or (B, 1, L, L) with padding.
-    """
-    visible = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]  # (1, 1, L, L)
-    if real is not None:
-        visible = visible & real[:, None, None, :]  # (B, 1, L, L)
-    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+def _visible(real: Tensor) -> Tensor:
+    """Where position t may look: at tokens u ≤ t, and at itself, so that padding has somewhere to look. (B, L) → (B, 1, L, L)."""
+    length = real.size(1)
+    causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=real.device)
+    return ((real[:, None, :] & causal) | itself)[:, None]
 
 
-def _cross_entropy(logits: Tensor, labels, shift_labels, num_items) -> Tensor | None:
-    """Mean cross-entropy in nats, or the sum divided by `num_items`; 0, with gradient 0, where nothing is asked."""
-    if labels is not None:
-        shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)  # (B, T): position t predicts token t + 1
-    if shift_labels is None:
+def _roll(x: Tensor | None, by: Tensor, dim: int) -> Tensor | None:
+    """Each row's entries along `dim` moved on by its own number `by` (B, 1), those at the end to the front."""
+    if x is None:
         return None
-    total = F.cross_entropy(logits.flatten(0, 1), shift_labels.flatten().long(), ignore_index=-100, reduction="sum")
-    if num_items is None:
-        num_items = (shift_labels != -100).sum().clamp(min=1)
-    return total / num_items
+    index = (torch.arange(x.size(dim), device=x.device) - by) % x.size(dim)  # (B, N)
+    return x.take_along_dim(index.view(len(x), *(x.size(i) if i == dim else 1 for i in range(1, x.dim()))), dim)
 
 
-def _join(segments: tuple[tuple[Tensor, ...], ...], dim: int) -> tuple[Tensor, ...] | None:
-    """Segments × layers → layers, the segments of each joined along `dim`; None where nothing was collected."""
-    return tuple(torch.cat(layer, dim=dim) for layer in zip(*segments)) or None
+def _join(segments, moved: Tensor | None, dim: int) -> tuple[Tensor, ...] | None:
+    """Segments × layers → layers, the segments of each joined along `dim` and moved back; None where nothing was collected."""
+    layers = tuple(torch.cat(layer, dim=dim) for layer in zip(*segments))
+    if moved is not None:
+        layers = tuple(_roll(layer, moved, dim) for layer in layers)
+    return layers or None
+
+
+def is_gpt2s(name: str) -> bool:
+    """Whether a parameter, by its name, is one that GPT-2 has too; the others are the memory's."""
+    return name.startswith(("transformer.", "lm_head.")) and "cross" not in name
+
+
+AutoConfig.register(MemGPTConfig.model_type, MemGPTConfig)
+AutoModelForCausalLM.register(MemGPTConfig, MemGPT)
+# `register` leaves out the list by which the Trainer's label smoothing knows whose labels it has to shift.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[MemGPTConfig.model_type] = MemGPT.__name__

@@ -13,6 +13,7 @@ import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -194,15 +195,41 @@ def make_segments(
     }
 
 
-def _parts(document: Sequence) -> list[Sequence]:
-    """A document as a list of parts: itself, where it is one list of numbers."""
-    if (
-        len(document)
-        and isinstance(document[0], Sequence | Tensor)
-        and not (isinstance(document, Tensor) and document.dim() == 1)
-    ):
-        return [part.tolist() if isinstance(part, Tensor) else part for part in document]
-    return [document.tolist() if isinstance(document, Tensor) else document]
+@dataclass
+class SegmentCollator:
+    """Documents as a data set holds them, made into a batch: the `data_collator` of Transformers' `Trainer`.
+
+    Called with B dictionaries, each with `input_ids` (a list of token numbers, or of such lists, as for `make_segments`) and, if not
+    every token is to be predicted, `labels` of the same form, −100 where nothing is asked. Returns what `make_segments` returns.
+
+    Raises `ValueError` where a label is neither −100 nor the token at its place, for `MemGPT` does the shifting, and where a document is
+    padded already, as its `attention_mask` shows.
+    """
+
+    segment_length: int
+    pad_token_id: int
+
+    def __call__(self, features: Sequence[dict]) -> dict[str, Tensor]:
+        documents, asked = [], []
+        for index, feature in enumerate(features):
+            parts, labels = (_parts(feature.get(name, feature["input_ids"])) for name in ("input_ids", "labels"))
+            if any(label not in (-100, token) for pair in zip(parts, labels) for token, label in zip(*pair)):
+                raise ValueError(
+                    f"labels of document {index} must be its tokens, or -100 where nothing is asked: the model shifts them itself"
+                )
+            if any(0 in part for part in _parts(feature.get("attention_mask", [1]))):
+                raise ValueError(
+                    f"document {index} is padded, by its attention_mask: encode it without padding, which is added here"
+                )
+            documents.append(parts)
+            asked.append([[label != -100 for label in part] for part in labels])
+        return make_segments(documents, self.segment_length, pad_token_id=self.pad_token_id, asked=asked)
+
+
+def _parts(document: Sequence) -> list[list]:
+    """A document as a list of parts: itself, where it is one list of numbers. Tensors and arrays become lists."""
+    parts = [part.tolist() if hasattr(part, "tolist") else part for part in document]
+    return parts if parts and isinstance(parts[0], Sequence) else [parts]
 
 
 def streams(tokens: Sequence[int] | Tensor, batch_size: int, window: int) -> Iterator[dict[str, Tensor]]:

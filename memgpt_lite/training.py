@@ -12,10 +12,8 @@ with AdamW (Loshchilov & Hutter 2019) and a one-cycle learning rate (Smith & Top
 """
 
 import contextlib
-import hashlib
 import json
 import math
-import os
 import signal
 import sys
 import threading
@@ -25,10 +23,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
+
+from . import storage
 
 CHECKPOINT_FORMAT = "memgpt_lite training checkpoint, version 1"
 UNRELATED = ("transformers_version", "architectures", "dtype", "_name_or_path")  # settings that do not change a model
@@ -64,21 +62,51 @@ def train_step(
     Also a method, `model.train_step(optimizer, …)`. The original tutorial calls it `train`, a name that PyTorch needs
     for switching dropout on and off (notebook 06).
 
-    Raises `ValueError` without labels, and `FloatingPointError`, before any parameter changes, when the loss or its gradient is not finite.
+    Raises `ValueError` without labels, and `FloatingPointError` when the loss or its gradient is not finite. All is then as it was
+    before the step: parameters, optimizer, and PyTorch's random numbers; gradients are None.
     """
     if labels is None and options.get("shift_labels") is None:
         raise ValueError("a training step needs labels: pass labels=input_ids to learn to predict every next token")
-    optimizer.zero_grad(set_to_none=True)
+    if not max_grad_norm > 0:  # NaN is not, either
+        raise ValueError(f"max_grad_norm must be above 0, not {max_grad_norm}: pass float('inf') to leave gradients as they are")
+    random = _random_states(input_ids.device)
+    _forget_gradients(model, optimizer)
     out = model(input_ids, memory=memory, labels=labels, **options)
     out.loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     if not (torch.isfinite(out.loss) and torch.isfinite(norm)):
-        raise FloatingPointError(
-            f"the loss is {out.loss.item()} and its gradient's norm {norm.item()}: the parameters were left as they were. "
-            "Try a lower learning rate, or look for very large numbers in the memory that was passed in"
-        )
+        _forget_gradients(model, optimizer)
+        _set_random_states(random, input_ids.device)
+        raise FloatingPointError(f"the loss is {out.loss.item()}, its gradient's norm {norm.item()}. {_advice(model, memory)}")
     optimizer.step()
     return StepResult(out.loss.detach(), out.memory.detach(), out.logits.detach(), norm.detach())
+
+
+def _forget_gradients(model, optimizer: torch.optim.Optimizer) -> None:
+    """Of both: the norm is taken over all of the model, also where the optimizer trains a part of it."""
+    model.zero_grad()
+    optimizer.zero_grad()
+
+
+def _not_finite(model) -> list[str]:
+    """The names of the parameters that hold NaN or infinity."""
+    return [name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()]
+
+
+def _advice(model, memory: Tensor | None) -> str:
+    """What to do about a loss that is not finite: it depends on what was wrong before the step."""
+    spoiled = _not_finite(model)
+    if spoiled:
+        return (
+            f"NaN or infinity was in {len(spoiled)} of the parameters before this step, {spoiled[0]} the first of them: "
+            "go back to an earlier copy, and look at what changed the parameters since"
+        )
+    if memory is not None and not torch.isfinite(memory).all():
+        return "NaN or infinity was in the memory that was passed in, in no parameter: start from model.init_memory again"
+    return (
+        "The parameters are finite, and as they were before this step. Try a lower learning rate or max_grad_norm, a longer "
+        "warm-up, or float32 where the model computes in 16 bits"
+    )
 
 
 def answer_accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -151,7 +179,9 @@ def train(
     Ctrl-C (in Jupyter: ■) ends the run after the step at hand; the model keeps what it has learned, and so does the checkpoint.
 
     Raises `FileExistsError` rather than write over another run's checkpoint, `ValueError` for a checkpoint that is corrupt or of
-    another run, `FloatingPointError` (with the step) when the loss is not finite.
+    another run, `OSError` when one cannot be written (the one before it is kept), `FloatingPointError` when the loss is not
+    finite: it names the step, as counted in `History` (the first is 0), what to try, and the last checkpoint. The model then has the
+    parameters it had before that step, and a checkpoint with NaN or infinity in it is never written.
     """
     stages = list(stages)
     if not stages:
@@ -161,15 +191,22 @@ def train(
         "max_grad_norm": max_grad_norm, "bptt_segments": bptt_segments, "promote_at": promote_at, "window": window,
         "seed": seed, "stages": [repr(stage) for stage in stages],
     }  # fmt: skip
+    for name in ("learning_rate", "weight_decay"):
+        if not 0 <= settings[name] < math.inf:
+            raise ValueError(f"{name} must be a finite number of at least 0, not {settings[name]}")
     if resume and checkpoint is None:
         raise ValueError("resume=True goes on from a checkpoint: pass checkpoint=… with the file that the earlier run wrote")
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
     generator = torch.Generator().manual_seed(seed)
     history, stage = History(), 0
+    saved = 0  # steps that the checkpoint holds
     if checkpoint is not None:
         checkpoint = Path(checkpoint)
+        if checkpoint.is_dir():
+            raise IsADirectoryError(f"{checkpoint} is a folder: name a file in it, such as {checkpoint / 'run.safetensors'}")
         if resume:
             history, stage = _load(checkpoint, model, optimizer, generator, settings)
+            saved = len(history)
         elif checkpoint.exists():
             raise FileExistsError(f"{checkpoint} exists: pass resume=True to go on from it, or name another file")
 
@@ -190,7 +227,8 @@ def train(
                     optimizer, input_ids, None, labels, max_grad_norm=max_grad_norm, bptt_segments=bptt_segments
                 )
             except FloatingPointError as error:
-                raise FloatingPointError(f"in step {len(history)} of stage {stage}, {error}") from None
+                kept = f"{checkpoint} holds the run up to step {saved - 1}" if saved else "No checkpoint was written yet"
+                raise FloatingPointError(f"in step {len(history)} of stage {stage}, {error}. {kept}") from None
             history.loss.append(result.loss.item())
             history.accuracy.append(answer_accuracy(result.logits, labels))
             history.gradient_norm.append(result.gradient_norm.item())
@@ -210,6 +248,7 @@ def train(
             finished = history.ended != "steps" or len(history) == steps
             if checkpoint is not None and (finished or len(history) % checkpoint_every == 0):
                 _save(checkpoint, model, optimizer, generator, settings, history, stage)
+                saved = len(history)
     return history
 
 
@@ -246,22 +285,30 @@ def _model_tensors(model) -> dict[str, Tensor]:
     return {f"model.{name}": tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
-def _digest(tensors: dict[str, Tensor], header: dict[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    """Where PyTorch's own random numbers have got to."""
+    states = {"random.torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["random.cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_states(tensors: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(tensors["random.torch"])
+    if "random.cuda" in tensors and device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random.cuda"], device)
 
 
 def _save(path: Path, model, optimizer, generator, settings: dict, history: History, stage: int) -> None:
-    tensors = _model_tensors(model)
+    """Everything that a run needs to go on as if nothing had happened, in one file."""
+    if spoiled := _not_finite(model):
+        raise FloatingPointError(
+            f"after step {len(history) - 1} there is NaN or infinity in {spoiled[0]}: {path} was left as it was. "
+            "Look at what changed the parameters in that step, and try a lower learning rate"
+        )
+    tensors = _model_tensors(model) | _random_states(model.device) | {"random.documents": generator.get_state()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    tensors["random.documents"] = generator.get_state()
-    tensors["random.torch"] = torch.get_rng_state()
-    if model.device.type == "cuda":
-        tensors["random.cuda"] = torch.cuda.get_rng_state(model.device)
     header = {
         "format": CHECKPOINT_FORMAT,
         "config": model.config.to_json_string(use_diff=False),
@@ -269,35 +316,14 @@ def _save(path: Path, model, optimizer, generator, settings: dict, history: Hist
         "history": json.dumps(asdict(history)),
         "stage": str(stage),
     }
-    header["sha256"] = _digest(tensors, header)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".writing")
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata=header)
-        with open(beside, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)  # readers see the old file or the new one, whole
-    finally:
-        beside.unlink(missing_ok=True)  # half a file, where the disk was full
+    storage.write(path, tensors, header)
 
 
 def _load(path: Path, model, optimizer, generator, settings: dict) -> tuple[History, int]:
     """Check everything first, then copy: a checkpoint that is refused leaves model and optimizer untouched."""
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint at {path}: pass resume=False to start a run that writes one")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}): resume from an earlier copy") from None
-    if header.get("format") != CHECKPOINT_FORMAT:
-        raise ValueError(
-            f"{path} is a safetensors file, but no training checkpoint of this version (its format: {header.get('format')!r}); "
-            "to load a model's weights use MemGPT.from_pretrained"
-        )
-    if header.pop("sha256", None) != _digest(tensors, header):
-        raise ValueError(f"{path} is damaged, its checksum does not match: resume from an earlier copy")
+    tensors, header = storage.read(path, CHECKPOINT_FORMAT)
     saved = json.loads(header["config"]) | json.loads(header["settings"])
     now = json.loads(model.config.to_json_string(use_diff=False)) | settings
     different = [f"{k}: {saved.get(k)!r} saved, {v!r} now" for k, v in now.items() if saved.get(k) != v and k not in UNRELATED]
@@ -318,7 +344,5 @@ def _load(path: Path, model, optimizer, generator, settings: dict) -> tuple[Hist
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     generator.set_state(tensors["random.documents"])
-    torch.set_rng_state(tensors["random.torch"])
-    if "random.cuda" in tensors and model.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["random.cuda"], model.device)
+    _set_random_states(tensors, model.device)
     return History(**json.loads(header["history"])), int(header["stage"])

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 import memgpt_lite as ml
 from memgpt_lite.backward import is_cut
-from memgpt_lite.memory import GatedSlots, KeepAttention, softmax
+from memgpt_lite.memory import KeepAttention, softmax
+from memgpt_lite.rules import UPDATE_RULES, GatedSlots
 
 
 def difference_quotients(function, x, step=1e-6):
@@ -134,7 +135,7 @@ def test_a_cut_changes_neither_the_loss_nor_the_logits(tiny):
 # ---- measured ----
 
 
-@pytest.mark.parametrize("rule", ["keep", "gated"])
+@pytest.mark.parametrize("rule", list(UPDATE_RULES))
 def test_memory_gradients_equal_difference_quotients(tiny, rule):
     model, segments = tiny(torch.float64, update_rule=rule), 3
     input_ids = torch.randint(0, 11, (2, segments * 4))

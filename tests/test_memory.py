@@ -1,39 +1,20 @@
-import math
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import memgpt_lite as ml
-from memgpt_lite.memory import UPDATE_RULES, softmax
+from memgpt_lite.memory import softmax
 
 INFINITY = float("inf")
 rows_of_scores = st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=12)
 
 
-def linear(layer, x):
-    """y = W x + b, number by number."""
-    bias = layer.bias.tolist() if layer.bias is not None else [0.0] * layer.out_features
-    return [sum(w * v for w, v in zip(row, x)) + b for row, b in zip(layer.weight.tolist(), bias)]
-
-
-def slow_softmax(scores):
-    exponentials = [math.exp(z - max(scores)) for z in scores]
-    return [e / sum(exponentials) for e in exponentials]
-
-
-def make_rule(name, width=6, scale=1.0):
-    rule = UPDATE_RULES[name](width).double()
+def make_rule(normalise=ml.sparsemax, scale=1.0):
+    rule = ml.KeepAttention(6, normalise=normalise).double()
     for parameter in rule.parameters():
         parameter.data.normal_(0, scale)
     return rule
-
-
-def some_input(batch=3, slots=4, length=5, width=6):
-    memory, context = torch.randn(batch, slots, width).double(), torch.randn(batch, length, width).double()
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 1, 0, 1, 1]])[:batch, :length].bool()
-    return memory, context, mask
 
 
 # ---- initial memory ----
@@ -50,7 +31,7 @@ def test_normal_slots_have_mean_0_and_variance_1():
 def test_zero_slots_are_zero_and_stay_equal_to_each_other():
     memory = ml.initial_memory("zeros", 2, 4, 6, dtype=torch.float64)
     assert torch.equal(memory, torch.zeros(2, 4, 6))
-    after = make_rule("keep")(memory, torch.randn(2, 5, 6).double()).memory
+    after = make_rule()(memory, torch.randn(2, 5, 6).double()).memory
     assert after.abs().max() > 0.1
     torch.testing.assert_close(after, after[:, :1].expand_as(after))
 
@@ -142,70 +123,11 @@ def test_sparsemax_works_along_the_last_dimension():
     torch.testing.assert_close(ml.sparsemax(scores), by_row)
 
 
-# ---- update rules ----
-
-
-def slow_keep_attention(rule, normalise, memory, context, mask):
-    """Slot by slot and token by token, straight from the equation."""
-    after, attention = torch.empty_like(memory), torch.zeros(*memory.shape[:2], 1 + context.shape[1], dtype=memory.dtype)
-    for b, slots in enumerate(memory.tolist()):
-        for j, slot in enumerate(slots):
-            real = [t for t in range(context.shape[1]) if mask[b, t]]
-            scores, query = linear(rule.keep, slot), linear(rule.query, slot)
-            for t in real:
-                key = linear(rule.key, context[b, t].tolist())
-                scores.append(sum(x * y for x, y in zip(query, key)) / math.sqrt(len(slot)))
-            keep, *shares = normalise(scores)
-            mixture = [keep * x for x in slot]
-            for t, share in zip(real, shares):
-                mixture = [x + share * v for x, v in zip(mixture, linear(rule.value, context[b, t].tolist()))]
-                attention[b, j, 1 + t] = share
-            attention[b, j, 0] = keep
-            after[b, j] = torch.tensor(mixture, dtype=memory.dtype)
-    return after, attention
-
-
-def slow_gated_slots(rule, memory, context, mask):
-    after, attention = torch.empty_like(memory), torch.zeros(*memory.shape[:2], 1 + context.shape[1], dtype=memory.dtype)
-    for b, slots in enumerate(memory.tolist()):
-        for j, slot in enumerate(slots):
-            real = [t for t in range(context.shape[1]) if mask[b, t]]
-            query, scores, update = linear(rule.query, slot), [], [0.0] * len(slot)
-            for t in real:
-                key = linear(rule.key, context[b, t].tolist())
-                scores.append(sum(x * y for x, y in zip(query, key)) / math.sqrt(len(slot)))
-            shares = slow_softmax(scores)
-            for t, share in zip(real, shares):
-                update = [u + share * v for u, v in zip(update, linear(rule.value, context[b, t].tolist()))]
-            gate = [1 / (1 + math.exp(-x)) for x in linear(rule.keep, slot + update)]
-            mixture = [g * x + (1 - g) * u for g, x, u in zip(gate, slot, update)]
-            after[b, j] = torch.tensor(mixture, dtype=memory.dtype)
-            attention[b, j, 0] = sum(gate) / len(gate)
-            for t, share in zip(real, shares):
-                attention[b, j, 1 + t] = share * (1 - sum(gate) / len(gate))
-    return after, attention
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("name", ["keep", "keep_softmax", "gated"])
-def test_rule_equals_the_loop_over_slots_and_tokens(project, name, masked):
-    rule, (memory, context, mask) = make_rule(name, scale=0.5), some_input()
-    every = torch.ones_like(mask)
-    result = rule(memory, context, mask if masked else None)
-    if name == "gated":
-        expected = slow_gated_slots(rule, memory, context, mask if masked else every)
-    else:
-        normalise = project if name == "keep" else slow_softmax
-        expected = slow_keep_attention(rule, normalise, memory, context, mask if masked else every)
-    if name == "keep":
-        assert 0.1 < (expected[1] == 0).double().mean() < 0.8  # some exact zeros, some shares
-    torch.testing.assert_close(result.memory, expected[0], atol=1e-6, rtol=0)
-    torch.testing.assert_close(result.write_attention, expected[1], atol=1e-6, rtol=0)
-    torch.testing.assert_close(result.write_attention.sum(-1), torch.ones(3, 4).double())
+# ---- keep-attention ----
 
 
 def test_a_slot_that_keeps_everything_is_unchanged_bit_for_bit():
-    rule = make_rule("keep").float()
+    rule = make_rule().float()
     rule.keep.weight.data = torch.tensor([[50.0, 0, 0, 0, 0, 0]])
     memory = torch.randn(2, 4, 6)
     memory[:, :2, 0] = 9.0  # these slots' keep score is far ahead
@@ -220,36 +142,11 @@ def test_a_slot_that_keeps_everything_is_unchanged_bit_for_bit():
 
 
 def test_softmax_never_keeps_everything():
-    rule = make_rule("keep_softmax").float()
+    rule = make_rule(softmax).float()
     torch.nn.init.constant_(rule.keep.bias, 8.0)
     assert rule.normalise is softmax
     memory = torch.randn(2, 4, 6)
     assert (rule(memory, torch.randn(2, 5, 6)).memory != memory).any(-1).all()
-
-
-@pytest.mark.parametrize("name", list(UPDATE_RULES))
-def test_a_segment_of_nothing_but_padding_leaves_the_memory_bit_for_bit(name):
-    rule, (memory, context, mask) = make_rule(name), some_input()
-    mask[1] = False
-    after, attention = rule(memory, context, mask)
-    assert torch.equal(after[1], memory[1]) and torch.equal(attention[1], torch.eye(6).double()[:1].expand(4, -1))
-    assert not torch.equal(after[0], memory[0])
-
-
-@pytest.mark.parametrize("name", list(UPDATE_RULES))
-def test_padding_is_never_written(name):
-    rule, (memory, context, mask) = make_rule(name), some_input()
-    other = torch.where(mask[..., None], context, 100 * torch.randn_like(context))
-    first, second = rule(memory, context, mask), rule(memory, other, mask)
-    torch.testing.assert_close(second.memory, first.memory, atol=1e-12, rtol=0)
-    assert (first.write_attention[..., 1:].transpose(1, 2)[~mask] == 0).all()
-
-
-@pytest.mark.parametrize("name", list(UPDATE_RULES))
-def test_texts_of_a_batch_do_not_touch_each_other(name):
-    rule, (memory, context, _) = make_rule(name), some_input()
-    alone = [rule(memory[b : b + 1], context[b : b + 1]).memory for b in range(3)]
-    torch.testing.assert_close(rule(memory, context).memory, torch.cat(alone), atol=1e-12, rtol=0)
 
 
 # ---- provenance ----
@@ -268,9 +165,9 @@ def test_provenance_equals_the_loop_over_slots():
             torch.testing.assert_close(shares[b, j], torch.tensor(held), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["keep", "keep_softmax"])
-def test_provenance_reproduces_the_slots_after_100_segments(name):
-    rule = make_rule(name, scale=0.4).float()
+@pytest.mark.parametrize("normalise", [ml.sparsemax, softmax])
+def test_provenance_reproduces_the_slots_after_100_segments(normalise):
+    rule = make_rule(normalise, scale=0.4).float()
     torch.nn.init.constant_(rule.keep.bias, 0.6)
     initial = memory = torch.randn(2, 4, 6)
     writes, values = [], []
@@ -286,7 +183,7 @@ def test_provenance_reproduces_the_slots_after_100_segments(name):
     torch.testing.assert_close(mixed, memory, atol=1e-5, rtol=0)
     padding = ~masks.transpose(0, 1).flatten(1)  # (2, 500)
     assert padding.any() and (shares[..., 1:].transpose(1, 2)[padding] == 0).all()
-    if name == "keep":
+    if normalise is ml.sparsemax:
         assert ((shares[..., 1:] > 0).sum(-1) > 3).any()  # a mixture of several tokens, or else this says little
 
 

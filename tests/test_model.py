@@ -203,7 +203,32 @@ def test_padding_changes_nothing_at_the_real_tokens(tiny, side, rule):
         torch.testing.assert_close(out.logits[:, mask.bool()], plain.logits, atol=1e-5, rtol=0)
         torch.testing.assert_close(out.memory, plain.memory, atol=1e-5, rtol=0)
         written = torch.cat([write[..., 1:] for write in out.write_attentions], dim=-1)
-        assert (written[..., ~mask.bool()] == 0).all()
+        leading = int(mask.argmax())  # segments, and so these columns, are counted from the first token
+        assert (written[..., ~mask.roll(-leading).bool()] == 0).all()
+
+
+def test_padding_in_front_moves_no_segment_boundary(tiny):
+    """Every row is read as it would be alone: its segments begin at its first token, wherever that stands."""
+    model, memory = tiny(), torch.randn(4, 3, 8)
+    lengths, longest = (11, 3, 9, 8), 11
+    padded, mask = torch.full((4, longest), 5), torch.zeros(4, longest, dtype=torch.long)
+    texts = [ids(1, n)[0] for n in lengths]
+    for b, text in enumerate(texts):
+        padded[b, longest - len(text) :] = text
+        mask[b, longest - len(text) :] = 1
+    labels = padded.masked_fill(mask == 0, -100)
+    together = model(padded, memory=memory, attention_mask=mask, labels=labels, output_hidden_states=True)
+    losses = []
+    for b, text in enumerate(texts):
+        alone = model(text[None], memory=memory[b : b + 1], labels=text[None], output_hidden_states=True)
+        torch.testing.assert_close(together.logits[b, -len(text) :], alone.logits[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(together.memory[b], alone.memory[0], atol=1e-5, rtol=0)
+        for layer, one in zip(together.hidden_states, alone.hidden_states):
+            torch.testing.assert_close(layer[b, -len(text) :], one[0], atol=1e-5, rtol=0)
+        for layer, one in zip(together.read_attentions, alone.read_attentions):
+            torch.testing.assert_close(layer[b, :, -len(text) :], one[0], atol=1e-5, rtol=0)
+        losses.append(alone.loss * (len(text) - 1))
+    torch.testing.assert_close(together.loss, sum(losses) / (sum(lengths) - 4), atol=1e-5, rtol=0)
 
 
 def test_the_mask_differs_from_text_to_text(tiny):

@@ -1,6 +1,9 @@
+import copy
 import json
 import math
+import os
 import signal
+import stat
 import threading
 from types import SimpleNamespace
 
@@ -9,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import memgpt_lite as ml
-from memgpt_lite import training
+from memgpt_lite import storage, training
 from memgpt_lite.tasks import AssociativeRecall, Copy
 from memgpt_lite.training import one_cycle
 
@@ -73,18 +76,67 @@ def test_options_of_a_step_reach_the_model():
     assert torch.equal(model.train_step(optimizer, input_ids, memory, shift_labels=following, attention_mask=mask).loss, expected)
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_numbers_that_are_not_finite_are_refused_before_anything_changes(where):
-    model, (input_ids, labels) = small_model(), a_batch()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    before, memory = copies(model), torch.randn(4, 4, 16)
+RANDOM = {"memory_init": "normal", "resid_pdrop": 0.2, "attn_pdrop": 0.1, "embd_pdrop": 0.1}
+AT_FAULT = {
+    "loss": r"the loss is nan.* The parameters are finite, and as they were before this step\. Try a lower learning rate or max",
+    "gradient": r"its gradient's norm inf\. The parameters are finite, .*\. Try a lower learning rate or max_grad_norm, a longer",
+    "parameters": r"in 1 of the parameters before this step, transformer\.ln_f\.bias the first of them: go back to an earlier copy",
+    "memory": r"was in the memory that was passed in, in no parameter: start from model\.init_memory again",
+}
+
+
+@pytest.mark.parametrize("where", AT_FAULT)
+def test_a_step_that_is_not_finite_is_as_if_it_had_not_been_taken(where):
+    (model, twin), (input_ids, labels), ln_f = (small_model(**RANDOM).train() for _ in range(2)), a_batch(), "transformer.ln_f"
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=0.1) for m in (model, twin)]
+    for m, optimizer in zip((model, twin), optimizers):
+        torch.manual_seed(5)
+        m.train_step(optimizer, input_ids, None, labels)
+
+    bias, memory = model.get_submodule(ln_f).bias, None
+    good = bias.detach().clone()
     if where == "loss":
-        memory[0, 0, 0] = torch.nan
+        bias.data[0] = 1e38  # finite, but what comes out of it is not
+    elif where == "gradient":
+        hook = bias.register_hook(lambda gradient: gradient * torch.inf)
+    elif where == "parameters":
+        bias.data[3] = -torch.inf
     else:
-        model.transformer.ln_f.weight.register_hook(lambda gradient: gradient * torch.inf)
-    with pytest.raises(FloatingPointError, match=r"the parameters were left as they were\. Try a lower learning rate"):
-        model.train_step(optimizer, input_ids, memory, labels)
-    assert same(model, before) and not optimizer.state
+        memory = torch.randn(4, 4, 16).index_fill(1, torch.tensor([2]), torch.nan)
+    before, random, state = copies(model), torch.get_rng_state(), copy.deepcopy(optimizers[0].state_dict())
+    with pytest.raises(FloatingPointError, match=AT_FAULT[where]):
+        model.train_step(optimizers[0], input_ids, memory, labels)
+    assert same(model, before) and torch.equal(torch.get_rng_state(), random)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    after = optimizers[0].state_dict()
+    assert after["param_groups"] == state["param_groups"] and after["state"].keys() == state["state"].keys()
+    for index, tensors in state["state"].items():
+        assert all(torch.equal(after["state"][index][name], tensor) for name, tensor in tensors.items())
+
+    bias.data.copy_(good)
+    if where == "gradient":
+        hook.remove()
+    results = []
+    for m, optimizer in zip((model, twin), optimizers):  # the first goes on as if nothing had happened
+        torch.set_rng_state(random if m is twin else torch.get_rng_state())
+        results.append(m.train_step(optimizer, input_ids, None, labels).loss)
+    assert torch.equal(*results) and same(model, twin.parameters())
+
+
+def test_parameters_that_the_optimizer_does_not_train_do_not_add_up_in_the_norm():
+    model, (input_ids, labels), memory = small_model(), a_batch(), torch.randn(4, 4, 16)
+    optimizer = torch.optim.SGD(model.transformer.ln_f.parameters(), lr=0.0)
+    norms = [model.train_step(optimizer, input_ids, memory, labels).gradient_norm for _ in range(3)]
+    assert norms[0] > 0 and torch.equal(norms[0], norms[1]) and torch.equal(norms[0], norms[2])
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
+def test_a_limit_of_the_gradient_that_would_spoil_it_is_refused(limit):
+    model, (input_ids, labels) = small_model(), a_batch()
+    before = copies(model)
+    with pytest.raises(ValueError, match=r"max_grad_norm must be above 0, not .*: pass float\('inf'\) to leave gradients"):
+        model.train_step(torch.optim.SGD(model.parameters(), lr=0.1), input_ids, None, labels, max_grad_norm=limit)
+    assert same(model, before)
 
 
 def test_a_step_without_labels_is_refused():
@@ -243,15 +295,107 @@ def test_no_stage_is_refused():
         ml.train(small_model(), [], steps=3)
 
 
-def test_a_loss_that_is_not_finite_says_at_which_step():
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
+@pytest.mark.parametrize("value", [math.inf, math.nan, -0.1])
+def test_a_rate_that_would_spoil_the_parameters_is_refused(name, value):
+    model = small_model()
+    before = copies(model)
+    with pytest.raises(ValueError, match=f"{name} must be a finite number of at least 0, not {value}"):
+        ml.train(model, STAGES, **SMALL, **{name: value})
+    assert same(model, before)
+
+
+# ---- numbers that are not finite ----
+
+
+def spoil_gradients(model):
+    model.transformer.ln_f.weight.register_hook(lambda gradient: gradient * math.inf)
+
+
+@pytest.mark.parametrize(
+    ("every", "kept"),
+    [
+        (None, r"No checkpoint was written yet"),
+        (100, r"No checkpoint was written yet"),
+        (2, r"run\.safetensors holds the run up to step 3"),
+        (1, r"run\.safetensors holds the run up to step 4"),
+    ],
+)
+def test_a_step_that_is_not_finite_is_named_and_the_last_good_state_is_kept(tmp_path, every, kept):
+    file, whole, model, reached = tmp_path / "run.safetensors", small_model(**RANDOM), small_model(**RANDOM), []
+    options = {} if every is None else {"checkpoint": file, "checkpoint_every": every}
+
+    def spoil(history):
+        if len(history) == 5:
+            reached.extend([*copies(model), torch.get_rng_state(), file.exists() and file.read_bytes()])
+            spoil_gradients(model)
+
+    torch.manual_seed(1)
+    expected = ml.train(whole, STAGES, **SMALL)
+    torch.manual_seed(1)
+    with pytest.raises(FloatingPointError, match=rf"^in step 5 of stage 1, the loss is .*inf\. .* Try a lower .*\. .*{kept}$"):
+        ml.train(model, STAGES, **SMALL, **options, on_step=spoil)
+    *parameters, random, _ = reached
+    assert same(model, parameters) and torch.equal(torch.get_rng_state(), random)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    if every in (1, 2):
+        other = small_model(seed=9, **RANDOM)
+        assert ml.train(other, STAGES, **SMALL, **options, resume=True) == expected and same(other, whole.parameters())
+    else:
+        assert not file.exists()
+
+
+def test_a_resumed_run_knows_what_its_checkpoint_holds(run):
+    model, good = small_model(), run.read_bytes()
+    spoil_gradients(model)
+    with pytest.raises(FloatingPointError, match=r"^in step 5 of stage 1, .*run\.safetensors holds the run up to step 4$"):
+        ml.train(model, STAGES, **SMALL, checkpoint=run, resume=True)
+    assert run.read_bytes() == good
+
+
+def test_parameters_that_are_not_finite_are_not_called_good():
     model = small_model()
 
     def spoil(history):
         if len(history) == 2:
             model.transformer.ln_f.weight.data.fill_(torch.nan)
 
-    with pytest.raises(FloatingPointError, match=r"in step 2 of stage 1, the loss is nan .* Try a lower learning rate"):
+    message = (
+        r"in step 2 of stage 1, the loss is nan, .* before this step, transformer\.ln_f\.weight the first .* an earlier copy"
+    )
+    with pytest.raises(FloatingPointError, match=message) as error:
         ml.train(model, STAGES, **SMALL, on_step=spoil)
+    assert "parameters are finite" not in str(error.value)
+
+
+def test_parameters_that_are_not_finite_never_replace_a_good_checkpoint(tmp_path):
+    model, file, good = small_model(), tmp_path / "run.safetensors", []
+
+    def spoil(history):
+        if len(history) == 2:
+            good.append(file.read_bytes())  # of the step before
+            model.transformer.ln_f.weight.data[0] = torch.inf
+
+    message = (
+        r"^after step 1 there is NaN or infinity in transformer\.ln_f\.weight: .*run\.safetensors was left as it was\. Look at"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        ml.train(model, STAGES, **SMALL, checkpoint=file, checkpoint_every=1, on_step=spoil)
+    assert [file.read_bytes()] == good and list(tmp_path.iterdir()) == [file]
+    expected = ml.train(small_model(), STAGES, **SMALL)
+    assert ml.train(small_model(seed=9), STAGES, **SMALL, checkpoint=file, resume=True) == expected
+
+
+def test_a_finite_gradient_whose_square_is_not_is_refused_too():
+    """AdamW keeps the square, and a parameter for which it is infinite would never move again."""
+    model, (input_ids, labels) = small_model(), a_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model.update_rule.keep.bias.register_hook(
+        lambda gradient: torch.full_like(gradient, 1e25)
+    )  # the only one that is a single number
+    with pytest.raises(FloatingPointError, match="its gradient's norm inf"):
+        model.train_step(optimizer, input_ids, None, labels, max_grad_norm=math.inf)
+    assert not optimizer.state
 
 
 # ---- Ctrl-C ----
@@ -314,8 +458,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, options
 
 
 def test_checkpoints_are_written_every_so_many_steps_and_at_the_end(tmp_path, monkeypatch):
-    written, replace = [], training.os.replace
-    monkeypatch.setattr(training.os, "replace", lambda a, b: (written.append(len(seen)), replace(a, b)))
+    written, replace = [], storage.os.replace
+    monkeypatch.setattr(storage.os, "replace", lambda a, b: (written.append(len(seen)), replace(a, b)))
     seen = []
     ml.train(small_model(), STAGES, **SMALL, checkpoint=tmp_path / "run", checkpoint_every=5, on_step=lambda _: seen.append(1))
     assert written == [5, 10, 12] and [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -368,11 +512,51 @@ def test_resuming_without_a_checkpoint_is_refused():
         ml.train(small_model(), STAGES, **SMALL, resume=True)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.0001, 0.3, 0.5, 0.999])
-def test_a_truncated_checkpoint_is_refused(run, share):
-    data = run.read_bytes()
-    run.write_bytes(data[: int(share * len(data))])
-    assert_refused(run, ValueError, r"run\.safetensors is not a whole safetensors file .*: resume from an earlier copy")
+def test_a_truncated_checkpoint_is_refused(run):
+    data, model = run.read_bytes(), small_model(seed=3)
+    header = 8 + int.from_bytes(data[:8], "little")
+    for length in {
+        *range(12),
+        *range(12, len(data), len(data) // 100),
+        *range(header - 3, header + 4),
+        *range(len(data) - 9, len(data)),
+    }:
+        run.write_bytes(data[:length])
+        message = r"run\.safetensors is not a whole safetensors file .*: take an earlier copy"
+        assert_refused(run, ValueError, message, model)
+
+
+def test_a_checkpoint_of_which_a_power_cut_left_zeros_is_refused(run):
+    data, model = run.read_bytes(), small_model(seed=3)
+    for length in range(0, len(data), 4096):
+        run.write_bytes(data[:length] + bytes(len(data) - length))
+        assert_refused(run, ValueError, "take an earlier copy", model)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_is_no_checkpoint(tmp_path, resume):
+    with pytest.raises(IsADirectoryError, match=r"is a folder: name a file in it, such as .*run\.safetensors"):
+        ml.train(small_model(), STAGES, **SMALL, checkpoint=tmp_path, resume=resume)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_a_killed_run_was_writing_does_not_hurt(run, kind):
+    whole, writing = small_model(), run.with_name("run.safetensors.writing")
+    expected = ml.train(whole, STAGES, **SMALL)
+    model = small_model(seed=5)
+    if kind == "folder":
+        writing.mkdir()
+        (writing / ".tmp4NxQ8z").write_bytes(b"half")
+        (writing / "run.safetensors").write_bytes(run.read_bytes() * 2)
+    else:
+        writing.write_bytes(b"half" * 10**6)
+    run.rename(run.with_name("mine"))
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint at"):  # what was being written is none
+        ml.train(model, STAGES, **SMALL, checkpoint=run, resume=True)
+    run.with_name("mine").rename(run)
+    assert ml.train(model, STAGES, **SMALL, checkpoint=run, resume=True) == expected and same(model, whole.parameters())
+    assert list(run.parent.iterdir()) == [run]
 
 
 def test_a_checkpoint_with_a_flipped_bit_is_refused(run):
@@ -385,7 +569,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(run):
         damaged = bytearray(data)
         damaged[place] ^= 1 << (place % 8)
         run.write_bytes(damaged)
-        assert_refused(run, ValueError, "resume from an earlier copy|no training checkpoint of this version", model)
+        assert_refused(run, ValueError, "take an earlier copy|no memgpt_lite training checkpoint, version 1", model)
 
 
 def test_a_foreign_file_is_refused(run):
@@ -395,9 +579,9 @@ def test_a_foreign_file_is_refused(run):
     for file in (run.parent / "model").iterdir():
         file.unlink()
     (run.parent / "model").rmdir()
-    assert_refused(run, ValueError, r"no training checkpoint of this version .*use MemGPT\.from_pretrained")
+    assert_refused(run, ValueError, r"no memgpt_lite training checkpoint, version 1")
     save_file({"x": torch.zeros(1)}, run)
-    assert_refused(run, ValueError, r"no training checkpoint of this version \(its format: None\)")
+    assert_refused(run, ValueError, r"no memgpt_lite training checkpoint, version 1 \(its format: None\)")
     run.write_text("Dear diary, today I trained a model. " * 100)
     assert_refused(run, ValueError, "is not a whole safetensors file")
     torch.save({"step": 5}, run)
@@ -452,10 +636,11 @@ def test_a_crash_while_writing_leaves_the_old_checkpoint_good(run, monkeypatch, 
     def full(*arguments, **options):
         if crash == "save_file":
             arguments[1].write_bytes(b"half")
+            arguments[1].with_name(".tmp7pQx2a").write_bytes(b"half")  # safetensors' own, which a kill leaves behind
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(training if crash == "save_file" else training.os, crash, full)
+        patched.setattr(storage if crash == "save_file" else storage.os, crash, full)
         with pytest.raises(OSError, match="no space left"):
             ml.train(small_model(), STAGES, **SMALL, checkpoint=run, resume=True)
     assert run.read_bytes() == good and list(run.parent.iterdir()) == [run]
@@ -464,6 +649,43 @@ def test_a_crash_while_writing_leaves_the_old_checkpoint_good(run, monkeypatch, 
     resumed = small_model(seed=5)
     ml.train(resumed, STAGES, **SMALL, checkpoint=run, resume=True)
     assert same(resumed, whole.parameters())
+
+
+def test_a_disk_that_is_full_leaves_the_old_checkpoint_good(run):
+    resource = pytest.importorskip("resource")
+    good, limits = run.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (0, 100, 5000, len(good) // 2, len(good) - 1):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # a file cannot grow beyond this
+            with pytest.raises(
+                OSError, match=r"run\.safetensors was not written \(.*File too large.*\), an earlier one is untouched: free"
+            ):
+                ml.train(small_model(), STAGES, **SMALL, checkpoint=run, resume=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert run.read_bytes() == good and list(run.parent.iterdir()) == [run]
+    whole = small_model()
+    expected = ml.train(whole, STAGES, **SMALL)
+    resumed = small_model(seed=5)
+    assert ml.train(resumed, STAGES, **SMALL, checkpoint=run, resume=True) == expected and same(resumed, whole.parameters())
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_disk_has_the_file_before_it_is_moved_and_the_move_before_the_run_goes_on(tmp_path, monkeypatch, refused):
+    file, events, replace, fsync = tmp_path / "run", [], storage.os.replace, storage.os.fsync
+
+    def sync(descriptor):
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        events.append("folder" if is_folder else f"file of {os.fstat(descriptor).st_size} bytes")
+        if is_folder and refused:
+            raise OSError(22, "Invalid argument")  # some file systems cannot
+        fsync(descriptor)
+
+    monkeypatch.setattr(storage.os, "fsync", sync)
+    monkeypatch.setattr(storage.os, "replace", lambda a, b: (events.append("moved"), replace(a, b)))
+    ml.train(small_model(), STAGES, **SMALL, checkpoint=file)
+    assert events == [f"file of {file.stat().st_size} bytes", "moved", "folder"]
+    assert len(ml.train(small_model(), STAGES, **SMALL, checkpoint=file, resume=True)) == 12
 
 
 def test_a_checkpoint_holds_its_configuration_and_history(run):
