@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel
 from transformers import initialization as init
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention, GPT2Block
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import ModelOutput
 
 from .backward import is_cut
@@ -114,18 +115,32 @@ class MemGPTBlock(GPT2Block):
         return gpt2.resid_dropout(gpt2.c_proj(mixed.transpose(1, 2).flatten(2).contiguous()))
 
     def read(self, x: Tensor, slots: Tensor, cache: SegmentCache | None) -> tuple[Tensor, Tensor]:
-        """Cross-attention from (B, L, D) to slots (B, M, D) → (B, L, D), attention (B, H, L, M)."""
-        gpt2 = self.crossattention
-        q = self.heads(gpt2.q_attn(x))  # (B, H, L, D/H)
-        if cache is not None and gpt2.layer_idx in cache.slots:
-            k, v = cache.slots[gpt2.layer_idx]
+        """Cross-attention from (B, L, D) to slots (B, M, D) → (B, L, D), attention (B, H, L, M).
+
+        q·k = (W_q x)·k = x·(W_qᵀ k), and W_o Σ a v = Σ a (W_o v): where the slots of all heads are fewer than the width, applying W_q and
+        W_o to them is cheaper than applying these to every token.
+        """
+        gpt2, layer = self.crossattention, self.attn.layer_idx
+        if cache is not None and layer in cache.slots:
+            k, v = cache.slots[layer]
         else:
             k, v = (self.heads(y) for y in gpt2.c_attn(slots).chunk(2, dim=-1))  # (B, H, M, D/H) each
-        if cache is not None:
-            cache.slots[gpt2.layer_idx] = k, v
-        attention = gpt2.attn_dropout((q @ k.mT * gpt2.scaling).softmax(-1))  # (B, H, L, M)
-        mixed = (attention @ v).transpose(1, 2).flatten(2).contiguous()  # (B, L, D)
-        return gpt2.resid_dropout(gpt2.c_proj(mixed)), attention
+            if cache is not None:
+                cache.slots[layer] = k, v
+        # A layer that somebody put in the place of one of ours (an adapter, a quantised one) must be called, not looked into.
+        folded = gpt2.num_heads * slots.size(1) < x.size(-1) and type(gpt2.q_attn) is type(gpt2.c_proj) is Conv1D
+        if not folded:
+            scores = self.heads(gpt2.q_attn(x)) @ k.mT  # (B, H, L, M)
+            attention = gpt2.attn_dropout((scores * gpt2.scaling).softmax(-1))
+            return gpt2.resid_dropout(gpt2.c_proj((attention @ v).transpose(1, 2).flatten(2).contiguous())), attention
+
+        by_head = (gpt2.num_heads, gpt2.head_dim)
+        k_in = torch.einsum("bhmd,ehd->bhme", k, gpt2.q_attn.weight.unflatten(1, by_head)).flatten(1, 2)  # (B, H·M, D)
+        v_out = torch.einsum("bhmd,hde->bhme", v, gpt2.c_proj.weight.unflatten(0, by_head)).flatten(1, 2)  # (B, H·M, D)
+        shift = torch.einsum("bhmd,hd->bhm", k, gpt2.q_attn.bias.unflatten(0, by_head)).flatten(1)  # (B, H·M): what q's bias adds
+        scores = (x @ k_in.mT + shift.unsqueeze(1)).unflatten(-1, (gpt2.num_heads, -1))  # (B, L, H, M)
+        attention = gpt2.attn_dropout((scores * gpt2.scaling).softmax(-1))
+        return gpt2.resid_dropout(attention.flatten(2) @ v_out + gpt2.c_proj.bias), attention.transpose(1, 2)
 
     def heads(self, x: Tensor) -> Tensor:
         """(B, L, D) → (B, H, L, D/H)."""
@@ -153,6 +168,7 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
         if config.memory_init == "learned":
             self.initial_memory = nn.Parameter(torch.empty(config.num_memory_slots, width))
         self.post_init()
+        self._no_split_modules = {"MemGPTBlock"}  # `post_init` adds GPT2Block: FSDP would look for one, and there is none
         self._freeze()
 
     @classmethod

@@ -35,12 +35,13 @@ UNRELATED = ("transformers_version", "architectures", "dtype", "_name_or_path") 
 class StepResult(NamedTuple):
     """What `train_step` returns; nothing in it holds on to the graph.
 
-    loss: in nats, a tensor of no dimension; memory (B, M, D): after the last segment; logits (B, T, V); gradient_norm: before clipping.
+    loss: in nats, a tensor of no dimension; memory (B, M, D): after the last segment; logits (B, T, V), None with `memory_replay`;
+    gradient_norm: before clipping.
     """
 
     loss: Tensor
     memory: Tensor
-    logits: Tensor
+    logits: Tensor | None
     gradient_norm: Tensor
 
 
@@ -57,7 +58,7 @@ def train_step(
     """One step of training on one batch: forward, backward, clip the gradient, update the parameters.
 
     input_ids (B, T), memory (B, M, D) or None, labels (B, T), as in `MemGPT.forward`, to which `options` go too (`attention_mask`,
-    `bptt_segments`, …). The gradient's norm over all parameters is scaled down to `max_grad_norm` where it is larger.
+    `bptt_segments`, `memory_replay`, …). The gradient's norm over all parameters is scaled down to `max_grad_norm` where it is larger.
 
     Also a method, `model.train_step(optimizer, …)`. The original tutorial calls it `train`, a name that PyTorch needs
     for switching dropout on and off (notebook 06).
@@ -79,7 +80,8 @@ def train_step(
         _set_random_states(random, input_ids.device)
         raise FloatingPointError(f"the loss is {out.loss.item()}, its gradient's norm {norm.item()}. {_advice(model, memory)}")
     optimizer.step()
-    return StepResult(out.loss.detach(), out.memory.detach(), out.logits.detach(), norm.detach())
+    logits = None if out.logits is None else out.logits.detach()
+    return StepResult(out.loss.detach(), out.memory.detach(), logits, norm.detach())
 
 
 def _forget_gradients(model, optimizer: torch.optim.Optimizer) -> None:

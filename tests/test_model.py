@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
 
 import memgpt_lite as ml
 
@@ -205,6 +207,34 @@ def test_padding_changes_nothing_at_the_real_tokens(tiny, side, rule):
         written = torch.cat([write[..., 1:] for write in out.write_attentions], dim=-1)
         leading = int(mask.argmax())  # segments, and so these columns, are counted from the first token
         assert (written[..., ~mask.roll(-leading).bool()] == 0).all()
+
+
+def test_reading_slots_by_their_own_projections_is_the_same_as_calling_the_layers(tiny):
+    """Few slots are read in another order of multiplication; a layer that somebody replaced is called all the same."""
+
+    class Replaced(Conv1D):
+        pass
+
+    folded = tiny(n_layer=2).double()
+    for parameter in folded.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # biases and layer norms too
+    called = copy.deepcopy(folded)
+    assert folded.config.n_head * folded.config.num_memory_slots < folded.config.n_embd  # few
+    for block in called.transformer.h:
+        block.crossattention.q_attn.__class__ = Replaced
+    text, memory = ids(2, 11), torch.randn(2, 3, 8).double()
+    outs = [model(text, memory=memory, labels=text) for model in (folded, called)]
+    for out in outs:
+        out.loss.backward()
+    torch.testing.assert_close(outs[0].logits, outs[1].logits, atol=1e-12, rtol=0)
+    for one, other in zip(outs[0].read_attentions, outs[1].read_attentions):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+    for (name, one), (_, other) in zip(folded.named_parameters(), called.named_parameters()):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-12, rtol=0, msg=name)
+
+    block = called.transformer.h[0]
+    block.crossattention.q_attn.forward = lambda x: torch.zeros_like(x)  # attention becomes even: the layer is called
+    torch.testing.assert_close(called(text, memory=memory).read_attentions[0], torch.full((2, 2, 11, 3), 1 / 3).double())
 
 
 def test_padding_in_front_moves_no_segment_boundary(tiny):

@@ -694,3 +694,19 @@ def test_a_checkpoint_holds_its_configuration_and_history(run):
     with safe_open(run, framework="pt") as file:
         header = file.metadata()
     assert json.loads(header["config"])["n_embd"] == 16 and len(json.loads(header["history"])["loss"]) == 5
+
+
+def test_a_step_with_memory_replay_is_the_same_step(tiny):
+    text = torch.randint(0, 11, (2, 13))
+    steps = []
+    for replay in (False, True):
+        model = tiny(memory_init="learned")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        result = model.train_step(optimizer, text, None, text, memory_replay=replay)
+        assert (result.logits is None) == replay
+        steps.append((result, model.state_dict()))
+    (plain, parameters), (replayed, same) = steps
+    torch.testing.assert_close(
+        (replayed.loss, replayed.memory, replayed.gradient_norm), (plain.loss, plain.memory, plain.gradient_norm)
+    )
+    torch.testing.assert_close(same, parameters)
