@@ -83,7 +83,6 @@ class SegmentCache(Cache):
             updated = update_rule(self.memory, self.context_vectors[:, :-1], self.real[:, :-1]).memory
             self.memory = torch.where(full[:, None, None], updated, self.memory)
             self.filled = self.filled.masked_fill(full, 0)
-            self.real = self.real & ~full[:, None]
             self.slots.clear()
 
     # ---- used by Transformers ----

@@ -255,7 +255,7 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
         num_items_in_batch: divide the summed loss by this instead of by the number of labels (the `Trainer` sets it).
         bptt_segments: how many segments a gradient goes back over; None is all of them (`backward.is_cut`).
         memory_replay: keep of each segment only the memory that entered it, and read it again when the gradient comes back: the same
-            gradient in the space of one segment, for a third more time. Returns loss and memory (Memformer, Wu et al. 2022).
+            gradient in about the space of one segment, for one more reading (Memformer, Wu et al. 2022). Returns loss and memory only.
         past_key_values, use_cache: read on from a `SegmentCache`, and return it, as `generate` does (`memgpt_lite.generation`).
         logits_to_keep: return the logits of this many last positions only; 0 is all.
 

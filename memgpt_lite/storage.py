@@ -14,19 +14,20 @@ from torch import Tensor
 
 
 def digest(tensors: dict[str, Tensor], header: dict[str, str] | None = None) -> str:
-    """SHA-256 of tensors, their names and a header."""
+    """SHA-256 of tensors, their names, types and shapes, and of a header."""
     result = hashlib.sha256(json.dumps(header or {}, sort_keys=True).encode())
-    for name in sorted(tensors):
-        result.update(name.encode())
-        result.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, tensor in sorted(tensors.items()):
+        result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        result.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return result.hexdigest()
 
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
     """Write tensors and header with their checksum. A reader finds the old file or the new one, whatever interrupts this.
 
-    Raises `OSError` where the disk is full.
+    Raises `OSError` where the disk is full or the path is a folder.
     """
+    _no_folder(path)
     header = header | {"sha256": digest(tensors, header)}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".writing")
@@ -49,12 +50,14 @@ def read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises `FileNotFoundError`, and `ValueError` for a file that is of another format, cut short or changed.
     """
+    _no_folder(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: a file's tensors lie anywhere, and where a tensor lies can change the last bits of what is computed from it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): take an earlier copy") from None
     if header.get("format") != form:
@@ -62,6 +65,11 @@ def read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if header.pop("sha256", None) != digest(tensors, header):
         raise ValueError(f"{path} is damaged, its checksum does not match: take an earlier copy")
     return tensors, header
+
+
+def _no_folder(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it")
 
 
 def _remove(path: Path) -> None:

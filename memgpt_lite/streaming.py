@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from . import storage
@@ -39,29 +38,54 @@ class StreamedSegment(NamedTuple):
     tokens_read: int
 
 
-@torch.no_grad()
 def stream(
     model, tokens: Iterable[int] | Iterable[Sequence[int]], memory: Tensor | None = None, *, skip: int = 0
 ) -> Iterator[StreamedSegment]:
     """Read a text of any length from an iterator, in the space of one segment.
 
-    tokens: token numbers, one after the other; or, for B texts side by side, B of them at a time.
+    tokens: token numbers, one after the other; or, for B texts side by side, B of them at a time, (T, B). No more of them are taken
+        than the segment at hand needs.
     memory: (B, M, D) to start from; None starts from `model.init_memory`.
     skip: how many of the tokens were read before, and are passed over. Resume at a `tokens_read` that is a multiple of the segment
         length, as all are but that of a text's last segment: then what follows is what an uninterrupted reading gives, bit for bit.
+        At any other, what follows begins a new segment.
 
-    Raises `ValueError` for a `skip` that is negative, or without the memory that goes with it.
+    No gradient is kept. The model reads in the mode that it is in: call `model.eval()` first where it has dropout.
+
+    Raises `ValueError` for a `skip` that is negative, without the memory that goes with it, or more than the text has; and
+    the model's errors, with the numbers of the tokens in which it met them (the text's first is 0).
     """
     if skip < 0 or (skip and memory is None):
         raise ValueError(
             f"skip={skip} tokens were read before: pass the memory that they left, and a number that is not negative"
         )
-    tokens = itertools.islice(iter(tokens), skip, None)
+    if isinstance(tokens, Tensor):
+        tokens = tokens.cpu().numpy()  # an iterator over a tensor makes small tensors of all of it first
+    return _segments(model, iter(tokens), memory, skip)
+
+
+@torch.no_grad()
+def _segments(model, tokens: Iterator, memory: Tensor | None, skip: int) -> Iterator[StreamedSegment]:
+    read = sum(1 for _ in itertools.islice(tokens, skip))
+    if read < skip:
+        raise ValueError(f"skip={skip} tokens were read before, but there are {read}: pass the same text, from its beginning")
     while segment := list(itertools.islice(tokens, model.config.segment_length)):
-        input_ids = torch.as_tensor(segment, device=model.device).view(len(segment), -1).T  # (B, L)
-        out = model(input_ids, memory=memory)
-        memory, skip = out.memory, skip + len(segment)
-        yield StreamedSegment(input_ids, out.logits, memory, out.write_attentions[0], skip)
+        try:
+            input_ids = _input_ids(segment).to(model.device)  # (B, L)
+            out = model(input_ids, memory=memory)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"in tokens {read} to {read + len(segment) - 1}: {error}") from error
+        memory, read = out.memory, read + len(segment)
+        yield StreamedSegment(input_ids, out.logits, memory, out.write_attentions[0], read)
+
+
+def _input_ids(segment: list) -> Tensor:
+    """L times a token number, or B of them → (B, L)."""
+    columns = [torch.as_tensor(token) for token in segment]  # each () or (B)
+    if len({column.shape for column in columns}) > 1:
+        raise ValueError(f"the number of texts is not the same at each: shapes {[tuple(column.shape) for column in columns]}")
+    input_ids = torch.atleast_2d(torch.stack(columns, dim=-1))  # (B, L)
+    return input_ids if input_ids.is_floating_point() else input_ids.long()  # files of tokens often hold uint16
 
 
 class SavedMemory(NamedTuple):
@@ -72,34 +96,55 @@ class SavedMemory(NamedTuple):
 
 
 def save_memory(path: str | Path, memory: Tensor, model, **notes) -> None:
-    """Save a memory (B, M, D), the model it belongs to by its checksum, and notes (numbers, texts, lists), as safetensors.
+    """Save a memory (B, M, D), the model it belongs to by its checksum, and notes, as safetensors.
+
+    notes: numbers, texts, lists and dictionaries, which come back as JSON has them (a tuple as a list).
 
     The file is written whole or not at all, and replaces what was there.
 
-    Raises `ValueError` for a memory that is not one of this model's.
+    Raises `ValueError` for a memory that is not one of this model's, `FloatingPointError` for one with NaN or infinity in it,
+    `TypeError` for notes that JSON cannot hold, and `OSError` where the file cannot be written. What was there is then kept.
     """
-    model._check_memory(memory, len(memory))
-    header = {"format": MEMORY_FORMAT, "model": _fingerprint(model), "notes": json.dumps(notes)}
+    model._check_memory(memory, _batch_size(memory))
+    if not torch.isfinite(memory).all():
+        raise FloatingPointError(f"NaN or infinity is in the memory: {path} was left as it was, go on from an earlier memory")
+    try:
+        notes = json.dumps(notes)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"notes may hold what JSON can, numbers, texts, lists and dictionaries of these: {error}") from None
+    header = {"format": MEMORY_FORMAT, "model": _fingerprint(model), "notes": notes}
     storage.write(Path(path), {"memory": memory.detach()}, header)
 
 
 def inspect_memory(path: str | Path) -> dict[str, Any]:
-    """What a memory's file says of itself, without loading it: shape (B, M, D), dtype, its model's checksum, and the notes."""
-    with safe_open(path, framework="pt") as file:
-        header, memory = file.metadata(), file.get_slice("memory")
-        notes = json.loads(header["notes"])
-        return {"shape": tuple(memory.get_shape()), "dtype": memory.get_dtype(), "model": header["model"], "notes": notes}
+    """What a memory's file holds, without its model: shape (B, M, D), dtype, the model's checksum, and the notes.
+
+    Raises `FileNotFoundError`, and `ValueError` for a file that is no memory, or damaged.
+    """
+    memory, header = _read(path)
+    return {"shape": tuple(memory.shape), "dtype": memory.dtype, "model": header["model"], "notes": json.loads(header["notes"])}
 
 
 def load_memory(path: str | Path, model) -> SavedMemory:
     """A memory that `save_memory` saved, on the model's device, and its notes.
 
-    Raises `ValueError` for a file that is no such memory, or damaged, or that another model wrote: its slots would mean nothing.
+    Raises `FileNotFoundError`, and `ValueError` for a file that is no memory, or damaged, or that another model wrote: its slots would
+    mean nothing.
     """
-    tensors, header = storage.read(Path(path), MEMORY_FORMAT)
+    memory, header = _read(path)
     if header["model"] != _fingerprint(model):
         raise ValueError(f"{path} was written by a model with other parameters, to which its slots mean something else")
-    return SavedMemory(tensors["memory"].to(model.device), json.loads(header["notes"]))
+    model._check_memory(memory, _batch_size(memory))  # the number of slots is no parameter
+    return SavedMemory(memory.to(model.device), json.loads(header["notes"]))
+
+
+def _read(path: str | Path) -> tuple[Tensor, dict[str, str]]:
+    tensors, header = storage.read(Path(path), MEMORY_FORMAT)
+    return tensors["memory"], header
+
+
+def _batch_size(memory: Tensor) -> int:
+    return len(memory) if getattr(memory, "ndim", 0) else 1  # what is no memory at all is for the model to refuse
 
 
 def _fingerprint(model) -> str:
