@@ -4,7 +4,8 @@ A segment at a time, from an iterator. Between two segments all there is to keep
 tokens have been read: with these two the reading goes on tomorrow, on another machine, as if it had never stopped.
 
     for segment in ml.stream(model, tokens):                # tokens: any iterator of token numbers
-        ml.save_memory("reading.safetensors", segment.memory, model, tokens_read=segment.tokens_read)
+        if segment.tokens_read % 6_400 == 0:
+            ml.save_memory("reading.safetensors", segment.memory, model, tokens_read=segment.tokens_read)
 
     saved = ml.load_memory("reading.safetensors", model)
     for segment in ml.stream(model, tokens, saved.memory, skip=saved.notes["tokens_read"]): …
@@ -128,8 +129,8 @@ def inspect_memory(path: str | Path) -> dict[str, Any]:
 def load_memory(path: str | Path, model) -> SavedMemory:
     """A memory that `save_memory` saved, on the model's device, and its notes.
 
-    Raises `FileNotFoundError`, and `ValueError` for a file that is no memory, or damaged, or that another model wrote: its slots would
-    mean nothing.
+    Raises `FileNotFoundError`, and `ValueError` for a file that is no memory, or damaged, or that another model wrote: its slots
+    would mean nothing.
     """
     memory, header = _read(path)
     if header["model"] != _fingerprint(model):

