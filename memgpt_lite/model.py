@@ -301,6 +301,8 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
 
         starts = range(0, length, self.config.segment_length)
         kept_from = 0 if moved is not None else length - (logits_to_keep or length)
+        config = self.config
+        draws = self.training and max(config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) > 0  # to be drawn again in replay
         memories, segments = [memory], []
         for s, start in enumerate(starts):
             if is_cut(s, len(starts), bptt_segments):
@@ -308,7 +310,9 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
             end = start + self.config.segment_length
             inputs = (memory, *(None if x is None else x[:, start:end] for x in (input_ids, real, shift_labels)))
             if memory_replay:
-                memory, loss = checkpoint(lambda *x: self._segment(*x)[:2], *inputs, use_reentrant=False)
+                memory, loss = checkpoint(
+                    lambda *x: self._segment(*x)[:2], *inputs, use_reentrant=False, preserve_rng_state=draws
+                )
                 segment = Segment(memory, loss, None, (), (), None)
             else:
                 segment = self._segment(*inputs)
@@ -326,7 +330,7 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
         logits = _join([(x,) for x in logits if x is not None], moved, dim=1)
         output = MemGPTOutput(
             loss=None if shift_labels is None else sum(losses) / num_items_in_batch,
-            logits=logits and logits[0][:, -logits_to_keep:],  # (B, T, V)
+            logits=None if logits is None else logits[0][:, -logits_to_keep:] if logits_to_keep else logits[0],  # (B, T, V)
             memory=memory,
             hidden_states=_join(hidden_states, moved, dim=1),
             memories=tuple(memories) if output_hidden_states else None,
