@@ -270,10 +270,9 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
         self._check_inputs(input_ids, memory, attention_mask, labels, shift_labels, bptt_segments)
         self._check_modes(memory, labels, shift_labels, memory_replay, past_key_values, use_cache)
         batch_size, length = input_ids.shape
-        if past_key_values is not None:
-            memory = past_key_values.memory
-        memory = self.init_memory(batch_size) if memory is None else memory.to(self.dtype)
         real = None if attention_mask is None else attention_mask.bool()  # (B, T)
+        if past_key_values is None:
+            memory = self.init_memory(batch_size) if memory is None else memory.to(self.dtype)
         if use_cache or past_key_values is not None:
             cache = SegmentCache(memory, self.config.segment_length) if past_key_values is None else past_key_values
             logits, hidden_states, reads = read_on(
@@ -282,8 +281,8 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
             output = MemGPTOutput(
                 logits=logits,
                 memory=cache.memory,
-                hidden_states=hidden_states if output_hidden_states else None,
-                read_attentions=reads if output_attentions else None,
+                hidden_states=hidden_states or None,
+                read_attentions=reads or None,
                 past_key_values=cache if use_cache else None,
             )
             return output if return_dict else output.to_tuple()
@@ -299,15 +298,15 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
             moved = leading_padding(real)[:, None]
             input_ids, real, shift_labels = (_roll(x, -moved, dim=1) for x in (input_ids, real, shift_labels))
 
-        starts = range(0, length, self.config.segment_length)
-        kept_from = 0 if moved is not None else length - (logits_to_keep or length)
         config = self.config
+        starts = range(0, length, config.segment_length)
+        kept_from = 0 if moved is not None else length - (logits_to_keep or length)
         draws = self.training and max(config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) > 0  # to be drawn again in replay
         memories, segments = [memory], []
         for s, start in enumerate(starts):
             if is_cut(s, len(starts), bptt_segments):
                 memory = memory.detach()
-            end = start + self.config.segment_length
+            end = start + config.segment_length
             inputs = (memory, *(None if x is None else x[:, start:end] for x in (input_ids, real, shift_labels)))
             if memory_replay:
                 memory, loss = checkpoint(
@@ -328,9 +327,11 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
 
         _, losses, logits, hidden_states, reads, writes = zip(*segments)
         logits = _join([(x,) for x in logits if x is not None], moved, dim=1)
+        if logits is not None:
+            logits = logits[0][:, -logits_to_keep:] if logits_to_keep else logits[0]  # (B, T, V)
         output = MemGPTOutput(
             loss=None if shift_labels is None else sum(losses) / num_items_in_batch,
-            logits=None if logits is None else logits[0][:, -logits_to_keep:] if logits_to_keep else logits[0],  # (B, T, V)
+            logits=logits,
             memory=memory,
             hidden_states=_join(hidden_states, moved, dim=1),
             memories=tuple(memories) if output_hidden_states else None,
