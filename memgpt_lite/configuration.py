@@ -19,7 +19,7 @@ class MemGPTConfig(GPT2Config):
     read_layers: the blocks that read the memory, counted from 0; None means all of them.
     context_from_output: False leaves the output distribution out of the context vectors, so that c_t = h_t.
     keep_bias: where the bias of the keep score starts; the higher, the less an untrained slot takes.
-    zero_init_read: start the read's output at zero, so that a pretrained GPT-2 gives exactly the logits it gave before.
+    zero_init_read: start the read's output at zero, so that a pretrained GPT-2 gives the logits it gave before, up to rounding.
     freeze_gpt2: train nothing but the memory: the reads, the context vectors, the update rule and learned initial slots.
 
     A configuration of plain GPT-2, such as a pretrained model's folder holds, is taken over with its own settings and
