@@ -40,6 +40,7 @@ def warned(caplog, recwarn):
     """`warned()`: the warnings of Transformers and of Python so far."""
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
+    propagates, logger.propagate = logger.propagate, False  # it does under CI=true, and each warning would come twice
     transformers.utils.logging.warning_once.cache_clear()  # else a warning that another test has had is left out
 
     def since_the_start():
@@ -48,6 +49,7 @@ def warned(caplog, recwarn):
 
     yield since_the_start
     logger.removeHandler(caplog.handler)
+    logger.propagate = propagates
 
 
 def ids(batch, length, vocabulary=11):
