@@ -2,7 +2,7 @@
 
 The six steps of the tutorial, one module each: `preprocessing`, `memory`, `model` (forward), `memory` and `model`
 (memory update), `backward`, `training`. Beyond them: `rules` (other updates), `generation`, `streaming`. What is learned from:
-`tasks`, `data`, `checkpoints`. Looking inside: `viz`.
+`tasks`, `data`, `checkpoints`. Looking inside: `tracing`, `viz`.
 """
 
 from . import data, tasks, viz
@@ -25,14 +25,16 @@ from .preprocessing import (
 from .rules import DeltaRule, EraseAdd, FirstInFirstOut, GatedSlots
 from .session import setup
 from .streaming import inspect_memory, load_memory, save_memory, stream
+from .tracing import MemoryTrace, trace
 from .training import History, answer_accuracy, train, train_step
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DeltaRule", "EraseAdd", "FirstInFirstOut", "GatedSlots", "History", "KeepAttention", "MemGPT", "MemGPTConfig",
-    "MemGPTOutput", "MemoryUpdate", "SegmentCache", "SegmentCollator", "answer_accuracy", "data", "gpt2_tokenizer",
-    "initial_memory", "inspect_memory", "keep_attention_backward", "load_memory", "load_pretrained", "make_segments",
-    "memory_gradients", "provenance", "remove_stop_words", "save_memory", "setup", "sparsemax", "sparsemax_backward",
-    "stop_words", "stream", "streams", "tasks", "train", "train_step", "train_tokenizer", "viz", "words",
+    "MemGPTOutput", "MemoryTrace", "MemoryUpdate", "SegmentCache", "SegmentCollator", "answer_accuracy", "data",
+    "gpt2_tokenizer", "initial_memory", "inspect_memory", "keep_attention_backward", "load_memory", "load_pretrained",
+    "make_segments", "memory_gradients", "provenance", "remove_stop_words", "save_memory", "setup", "sparsemax",
+    "sparsemax_backward", "stop_words", "stream", "streams", "tasks", "trace", "train", "train_step", "train_tokenizer", "viz",
+    "words",
 ]  # fmt: skip

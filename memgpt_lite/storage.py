@@ -18,7 +18,8 @@ def digest(tensors: dict[str, Tensor], header: dict[str, str] | None = None) -> 
     result = hashlib.sha256(json.dumps(header or {}, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        result.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        flat = tensor.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
+        result.update(flat.view(torch.uint8).numpy())
     return result.hexdigest()
 
 
