@@ -27,13 +27,14 @@ from .session import setup
 from .streaming import inspect_memory, load_memory, save_memory, stream
 from .tracing import MemoryTrace, trace
 from .training import History, answer_accuracy, train, train_step
+from .viz import MemoryExplorer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DeltaRule", "EraseAdd", "FirstInFirstOut", "GatedSlots", "History", "KeepAttention", "MemGPT", "MemGPTConfig",
-    "MemGPTOutput", "MemoryTrace", "MemoryUpdate", "SegmentCache", "SegmentCollator", "answer_accuracy", "data",
-    "gpt2_tokenizer", "initial_memory", "inspect_memory", "keep_attention_backward", "load_memory", "load_pretrained",
+    "MemGPTOutput", "MemoryExplorer", "MemoryTrace", "MemoryUpdate", "SegmentCache", "SegmentCollator", "answer_accuracy",
+    "data", "gpt2_tokenizer", "initial_memory", "inspect_memory", "keep_attention_backward", "load_memory", "load_pretrained",
     "make_segments", "memory_gradients", "provenance", "remove_stop_words", "save_memory", "setup", "sparsemax",
     "sparsemax_backward", "stop_words", "stream", "streams", "tasks", "trace", "train", "train_step", "train_tokenizer", "viz",
     "words",

@@ -1,6 +1,8 @@
 """What all tests share: one thread, a seed, a tiny model, and a slow sparsemax that is written straight from its definition."""
 
+import os
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -53,3 +55,20 @@ def _project(scores: list[float]) -> list[float]:
 @pytest.fixture(scope="session")
 def project():
     return _project
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, driven by Playwright. Without one the test is skipped, but fails under CI=true."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    with playwright.sync_playwright() as engine:
+        found = next(filter(None, map(shutil.which, names)), None) or engine.chromium.executable_path
+        if not os.path.exists(found):
+            message = "no browser: install one with `apt-get install -y chromium` or `python -m playwright install chromium`"
+            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(message)
+        flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+        quiet = "--disable-component-update --disable-sync"
+        chromium = engine.chromium.launch(executable_path=found, args=f"{flags} {quiet}".split())
+        yield chromium
+        chromium.close()

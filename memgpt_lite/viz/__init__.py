@@ -1,6 +1,8 @@
-"""Looking inside a memory: figures (`figures`), a slider that steps through them (`slider`), a drawing of the six steps (`diagrams`)."""
+"""Looking inside a memory: figures (`figures`), a slider that steps through them (`slider`), a live view of a trace (`explorer`),
+a drawing of the six steps (`diagrams`)."""
 
 from .diagrams import six_steps
+from .explorer import MemoryExplorer
 from .figures import (
     Picture,
     before_and_after,
@@ -17,6 +19,6 @@ from .live import LivePicture
 from .slider import slider
 
 __all__ = [
-    "LivePicture", "Picture", "before_and_after", "gradients_by_segment", "loss_curve", "memory_at", "provenance_bars", "read_picture",
-    "six_steps", "slider", "slots", "slots_through_time", "write_picture",
+    "LivePicture", "MemoryExplorer", "Picture", "before_and_after", "gradients_by_segment", "loss_curve", "memory_at",
+    "provenance_bars", "read_picture", "six_steps", "slider", "slots", "slots_through_time", "write_picture",
 ]  # fmt: skip

@@ -1,0 +1,584 @@
+import re
+import zlib
+from base64 import b64decode
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import traitlets
+
+import memgpt_lite as ml
+from memgpt_lite.viz import explorer
+
+HOSTILE = [
+    "</script><script>alert(1)</script>", "<img src=x onerror=alert(2)>", "\"'`&lt;", "שלום עולם", "👩‍👩‍👧‍👦", "a\0b", "x" * 5000, "", "\n", "‮abc",
+    "<!--", "]]>", "\u2028", "\ud800", " leading", "${alert(3)}",
+]  # fmt: skip
+SHOWN = {  # as the page shows it
+    "a\0b": "a␀b", "": "∅", "\n": "↵", "‮abc": "⟨U+202E⟩abc", "\u2028": "⟨U+2028⟩", "\ud800": "?", " leading": "·leading", "שלום עולם": "שלום·עולם",
+    "<img src=x onerror=alert(2)>": "<img·src=x·onerror=alert(2)>",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recall():
+    """32 segments of easy recall, read by the model that comes with the package."""
+    torch.set_num_threads(1)
+    ids, labels = ml.tasks.AssociativeRecall(num_segments=32).batch(1, torch.Generator().manual_seed(3))
+    return ml.trace(ml.load_pretrained("recall"), ids[0], decode=ml.tasks.decode, labels=labels[0])
+
+
+@pytest.fixture(scope="module")
+def mixing():
+    """A model with random weights, in which every segment changes every slot; the last segment is short."""
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 66, "segment_length": 8, "n_embd": 16, "n_layer": 2, "n_head": 2, "num_memory_slots": 4}
+    model = ml.MemGPT(ml.MemGPTConfig(**sizes, initializer_range=0.5))
+    return ml.trace(model, torch.randint(66, (38,)), decode=ml.tasks.decode, keep=3)
+
+
+@pytest.fixture
+def show(browser, tmp_path):
+    """`show(explorer)`: the exported file in a browser without a network. Fails if the page said or asked for anything."""
+    opened = []
+
+    def build(widget, **options):
+        path = widget.to_html(tmp_path / "explorer.html")
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        page = context.new_page()
+        page.noise = []
+        context.route("**/*", lambda route: route.continue_() if route.request.url == path.as_uri() else route.abort())
+        page.on("request", lambda request: page.noise.append(request.url) if request.url[:5] not in ("file:", "data:") else None)
+        page.on("console", lambda message: page.noise.append(message.text) if "willReadFrequently" not in message.text else None)
+        page.on("pageerror", lambda error: page.noise.append(str(error)))
+        page.on("dialog", lambda dialog: (page.noise.append(dialog.message), dialog.dismiss()))
+        page.goto(path.as_uri())
+        page.wait_for_selector(".mgx-slot")
+        opened.append((context, page))
+        return page
+
+    yield build
+    for context, page in opened:
+        noise = page.noise
+        context.close()
+        assert noise == []
+
+
+def lines(page, selector):
+    return page.locator(selector).evaluate_all("all => all.map((one) => one.textContent)")
+
+
+def until(page, is_so):
+    """Waits; Playwright's own way would evaluate a string inside the page, which the page's policy forbids."""
+    for _ in range(400):
+        if is_so():
+            return
+        page.wait_for_timeout(50)
+    pytest.fail("waited for 20 seconds in vain")
+
+
+def step_of(page):
+    return int(page.get_by_role("slider").input_value())
+
+
+def sentences(page, pane=0):
+    return page.locator(".mgx-pane").nth(pane).locator(".mgx-slot").evaluate_all(
+        "all => all.map((row) => `${row.children[0].textContent}: ${row.children[2].textContent}`)"
+    )  # fmt: skip
+
+
+def panel(page):
+    """The panel's lists: title → [(name, what stands at its right)]."""
+    return page.locator(".mgx-panel").first.evaluate(
+        """(panel) => Object.fromEntries([...panel.querySelectorAll("ul")].map((list) => [list.previousSibling.textContent,
+        [...list.children].map((item) => [item.children[0].textContent, item.children[2].textContent])]))"""
+    )
+
+
+def percent(share):
+    share = float(share)
+    return "over 99%" if 0.995 <= share < 1 else "under 1%" if 0 < share < 0.005 else f"{100 * share:.0f}%"
+
+
+def near(said, share):
+    """Whether a percentage that the page says is a share, which the payload rounds to 1/255."""
+    bounds = {"over 99%": (0.99, 1), "under 1%": (0, 0.01)}
+    low, high = bounds.get(said) or (float(said[:-1]) / 100 - 0.0075, float(said[:-1]) / 100 + 0.0075)
+    return low <= share <= high
+
+
+# ---- Python's side ----
+
+
+def test_payload_holds_the_trace(mixing):
+    packed = ml.MemoryExplorer(mixing).payload["traces"][0]
+    block = zlib.decompress(b64decode(packed["data"]))
+
+    def array(name):
+        where = packed["arrays"][name]
+        assert where["offset"] % 4 == 0
+        count = int(np.prod(where["shape"]))
+        return np.frombuffer(block, where["type"], count, where["offset"]).reshape(where["shape"])
+
+    words = np.array(packed["words"])
+    assert words[array("tokens")].tolist() == mixing.tokens
+    assert words[array("next")].tolist() == [[mixing.next_words[i] for i in row] for row in mixing.next_tokens.tolist()]
+    np.testing.assert_array_equal(array("moved"), mixing.moved)
+    np.testing.assert_array_equal(array("sources"), mixing.source_tokens)
+    np.testing.assert_array_equal(array("entropy"), mixing.entropy)
+    for name, levels, truth in (
+        ("write", 255, mixing.write_attention), ("read", 255, mixing.read_attention), ("shares", 65535, mixing.source_shares),
+        ("initial", 65535, mixing.initial_share), ("rest", 65535, mixing.rest_share), ("nextShares", 65535, mixing.next_probabilities),
+    ):  # fmt: skip
+        got = array(name)
+        np.testing.assert_allclose(got / levels, truth.astype(np.float64), atol=1 / levels)
+        np.testing.assert_array_equal(got == 0, truth == 0, err_msg=f"{name}: 0 stands for exactly 0")
+        np.testing.assert_array_equal(got == levels, truth >= 1, err_msg=f"{name}: the greatest level stands for exactly 1")
+
+
+def test_what_is_shown_can_be_set_and_observed(mixing):
+    widget = ml.MemoryExplorer(mixing, step=2, title="A title")
+    seen = []
+    widget.observe(lambda change: seen.append((change["name"], change["new"])), names=["step", "layer", "head", "token", "slot"])
+    for name, value in (("step", 4), ("layer", 1), ("head", 0), ("token", 37), ("slot", 3), ("token", None)):
+        setattr(widget, name, value)
+    assert seen == [("step", 4), ("layer", 1), ("head", 0), ("token", 37), ("slot", 3), ("token", None)]
+    assert {"payload", "step", "layer", "head", "token", "slot"} <= set(widget.keys)  # those that go to the browser
+
+
+@pytest.mark.parametrize("name, value, has", [("step", 5, "0 to 4"), ("step", -1, "0 to 4"), ("layer", 2, "0 to 1"), ("head", 2, "0 to 1"),
+                                              ("token", 38, "0 to 37"), ("slot", 4, "0 to 3")])  # fmt: skip
+def test_what_the_trace_lacks_cannot_be_shown(mixing, name, value, has):
+    with pytest.raises(traitlets.TraitError, match=f"no {name} {value} here: choose one of {has}"):
+        ml.MemoryExplorer(mixing, **{name: value})
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"tokens": ["other"] * 38}, "agree in text"), ({"segment_length": 9}, "agree in segment length: 8 and 9"),
+    ({"read_layers": [0, 2]}, r"agree in reading blocks: \[0, 1\] and \[0, 2\]"),
+    ({"read_attention": np.zeros((2, 3, 38, 4), np.float16)}, "agree in number of heads: 2 and 3"),
+])  # fmt: skip
+def test_traces_that_do_not_fit_each_other(mixing, change, message):
+    with pytest.raises(ValueError, match=message):
+        ml.MemoryExplorer(mixing, replace(mixing, **change))
+
+
+def test_a_text_stands_where_no_widget_runs(mixing):
+    data, _ = ml.MemoryExplorer(mixing, title="A title", step=3)._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    for slot in range(4):
+        assert mixing.in_words(slot, 4) in data["text/plain"]
+    assert "A title" in data["text/plain"] and "after segment 3" in data["text/plain"]
+
+
+def test_the_file_is_small(tmp_path):
+    """At the worst: random reading and writing, which deflate can do little about, and words of eight letters."""
+    random, segments, length, slots, keep = np.random.default_rng(0), 32, 64, 16, 8
+    T = segments * length
+    shares = random.dirichlet(np.ones(keep + 2), (segments + 1, slots)).astype(np.float32)
+    trace = ml.MemoryTrace(
+        tokens=[f"token{i:03d}" for i in random.integers(0, 1000, T)], segment_length=length, read_layers=[0, 1], values_mix=True,
+        memory=np.zeros((segments + 1, slots, 64), np.float16),
+        write_attention=random.dirichlet(np.ones(1 + length), (segments, slots)).astype(np.float16),
+        read_attention=random.dirichlet(np.ones(slots), (2, 2, T)).astype(np.float16),
+        moved=random.random((segments, slots), np.float32),
+        source_tokens=random.integers(0, T, (segments + 1, slots, keep)).astype(np.int32),
+        source_shares=shares[..., :keep], initial_share=shares[..., keep], rest_share=shares[..., keep + 1],
+        next_tokens=random.integers(0, 1000, (T, 5)).astype(np.int32), next_words={i: f"token{i:03d}" for i in range(1000)},
+        next_probabilities=random.random((T, 5)).astype(np.float16), entropy=random.random(T, np.float32),
+    )  # fmt: skip
+    assert ml.MemoryExplorer(trace).to_html(tmp_path / "x.html").stat().st_size < 400_000
+    sizes = {"vocab_size": 66, "segment_length": length, "n_embd": 64, "n_layer": 2, "n_head": 2, "num_memory_slots": slots}
+    real = ml.trace(ml.MemGPT(ml.MemGPTConfig(**sizes)), torch.randint(66, (T,)), decode=ml.tasks.decode)
+    assert ml.MemoryExplorer(real).to_html(tmp_path / "x.html").stat().st_size < 300_000
+
+
+def test_the_script_can_stand_in_a_page():
+    script = explorer.SCRIPT.read_text("utf-8")
+    assert "</script" not in script.lower() and "<!--" not in script
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|\bfetch\b|import\s*[({]|https?://(?!www\.w3\.org/2000/svg)",
+        script,
+    )
+
+
+# ---- in a browser ----
+
+
+def test_every_step_says_what_the_trace_says(show, recall):
+    page = show(ml.MemoryExplorer(recall, title="Recall"))
+    assert page.title() == page.locator("h1").inner_text() == "Recall"
+    following = page.get_by_role("button", name="Next segment")
+    for step in range(32):
+        assert step_of(page) == step
+        assert sentences(page) == [recall.in_words(slot, step + 1) for slot in range(16)]
+        assert lines(page, ".mgx-token bdi") == recall.tokens[16 * step : 16 * step + 16]
+        moved = [text.startswith("moved") for text in lines(page, ".mgx-slot > :nth-child(4)")]
+        assert moved == (recall.moved[step] > 0).tolist()
+        following.dispatch_event("click")
+    assert step_of(page) == 31 and following.get_attribute("aria-disabled") == "true"  # there is nothing further
+    number = page.get_by_role("spinbutton")
+    number.fill("7")
+    number.press("Enter")
+    assert step_of(page) == 7 and "Segment 7 changed nothing" in page.get_by_role("status").inner_text()
+    page.get_by_text("Text before this segment").click()
+    page.locator(".mgx-before mark").first.wait_for()
+    assert lines(page, ".mgx-before mark") == ["Lima", "Cairo", "Izmir", "Paris"]
+    page.get_by_role("button", name="go to segment 5").click()
+    assert step_of(page) == 5
+    page.get_by_role("button", name="First segment").click()
+    assert step_of(page) == 0 and "Segment 0 changed 16 slots of 16" in page.get_by_role("status").inner_text()
+
+
+def test_pointing_at_a_token(show, recall, mixing):
+    last = max(t for slot in range(4) for t, _ in mixing.held(slot, 5))
+    for trace, step, token, held in (
+        (recall, 31, 16 * 31 + 2, False),
+        (recall, 31, 16 * 31 + 1, True),
+        (recall, 0, 1, True),
+        (mixing, 4, last, True),
+    ):
+        page = show(ml.MemoryExplorer(trace, step=step))
+        page.locator(".mgx-token").nth(token % trace.segment_length).hover()
+        facts, M = panel(page), trace.moved.shape[1]
+        holds = {m: s for m in range(M) for t, s in trace.held(m, step + 1) if t == token}
+        assert bool(holds) == held
+        if not held:
+            assert "not among the" in page.locator(".mgx-panel").inner_text()
+        else:
+            assert facts["Slots that hold it now"] == [
+                [f"slot {m}", percent(s)] for m, s in sorted(holds.items(), key=lambda i: -i[1])
+            ]
+        rows = page.locator(".mgx-slot.mgx-holds").evaluate_all("all => all.map((row) => Number(row.dataset.slot))")
+        assert rows == sorted(holds)
+        mean = trace.read_attention[:, :, token].astype(np.float64).mean((0, 1))
+        read = facts["Read from (mean of layers, mean of heads)"]
+        assert len(read) == min(3, M)
+        assert all(near(said, mean[int(name.removeprefix("slot "))]) for name, said in read)
+        np.testing.assert_allclose(
+            sorted(mean[[int(name.removeprefix("slot ")) for name, _ in read]]), np.sort(mean)[-len(read) :], atol=4e-3
+        )
+        expected = facts["Expected next"]
+        assert [name.removesuffix(" (came next)") for name, _ in expected] == [
+            trace.next_words[i] for i in trace.next_tokens[token].tolist()
+        ]
+        assert [said for _, said in expected] == [percent(p) for p in trace.next_probabilities[token]]
+        assert f"Entropy {trace.entropy[token]:.2f} nats" in page.locator(".mgx-panel").inner_text()
+        page.mouse.move(5, 5)
+        assert "Point at a token" in page.locator(".mgx-panel").inner_text()
+
+
+def test_a_pinned_token_stays_while_stepping(show, mixing):
+    page = show(ml.MemoryExplorer(mixing))
+    page.locator(".mgx-token").nth(3).click()
+    page.mouse.move(5, 5)
+    held = set()
+    for step in range(5):
+        holds = {m: s for m in range(4) for t, s in mixing.held(m, step + 1) if t == 3}
+        rows = page.locator(".mgx-slot.mgx-holds").evaluate_all("all => all.map((row) => Number(row.dataset.slot))")
+        assert rows == sorted(holds)
+        held |= set(holds)
+        page.keyboard.press(".")
+    assert held  # else nothing was tested
+    page.get_by_role("button", name="go to segment 0").first.click()
+    assert step_of(page) == 0
+    page.keyboard.press("Escape")
+    assert page.locator(".mgx-token[aria-selected=true]").count() == 0
+
+
+def test_pointing_at_a_slot(show, mixing):
+    page = show(ml.MemoryExplorer(mixing, step=4))
+    for slot in range(4):
+        page.locator(".mgx-slot > :first-child").nth(slot).hover()
+        made = [[f"{mixing.tokens[t]} · segment {t // 8}", percent(share)] for t, share in mixing.held(slot, 5)]
+        others = (("other tokens", mixing.rest_share[5, slot]), ("its initial value", mixing.initial_share[5, slot]))
+        assert panel(page)["Made of"] == made + [[name, percent(share)] for name, share in others if share > 0]
+        here = sorted(t % 8 for t, _ in mixing.held(slot, 5) if t >= 32)
+        assert page.locator(".mgx-token.mgx-of").evaluate_all("all => all.map((one) => Number(one.dataset.i))") == here
+        assert page.locator(".mgx-slot.mgx-at").count() == 1
+
+
+def test_the_overview_marks_where_a_slots_tokens_come_from(show, recall):
+    page = show(ml.MemoryExplorer(recall, step=20))
+    inked = """(canvas) => { const { width, height } = canvas, data = canvas.getContext("2d").getImageData(0, height - 4, width, 3).data;
+      return [...Array(32).keys()].filter((s) => data[4 * Math.floor((s + 0.5) * width / 32) + 3] > 0); }"""
+    canvas = page.locator(".mgx-overview canvas")
+    assert canvas.evaluate(inked) == []
+    page.locator(".mgx-slot").nth(1).click()
+    assert canvas.evaluate(inked) == sorted({t // 16 for t, _ in recall.held(1, 21)})
+    box = canvas.bounding_box()
+    canvas.click(position={"x": box["width"] * 12.5 / 32, "y": 20})
+    assert step_of(page) == 12
+
+
+def test_layer_and_head(show, mixing):
+    page = show(ml.MemoryExplorer(mixing, step=1, token=9))
+    seen = set()
+    for layer in (None, 0, 1):
+        for head in (None, 0, 1):
+            page.get_by_label("read: layer", exact=True).select_option("" if layer is None else str(layer))
+            page.get_by_label("head", exact=True).select_option("" if head is None else str(head))
+            name = f"Read from ({'mean of layers' if layer is None else f'layer {layer}'}, {'mean of heads' if head is None else f'head {head}'})"
+            attention = mixing.read_attention[slice(None) if layer is None else [layer], :, 9]  # (R, H, M)
+            shares = attention[:, slice(None) if head is None else [head]].astype(np.float64).mean((0, 1))
+            read = panel(page)[name]
+            assert all(near(said, shares[int(slot.removeprefix("slot "))]) for slot, said in read)
+            seen.add(str(read))
+    assert len(seen) > 3  # and they are not all alike
+
+
+def test_a_cell_of_a_matrix_is_read_out(show, mixing):
+    page = show(ml.MemoryExplorer(mixing, step=1))
+    write, read = page.get_by_role("application").all()
+    write.focus()
+    page.keyboard.press("ArrowDown")
+    spoken = page.get_by_role("status")
+    assert re.match(r"slot 1 keeps (.*) of itself", spoken.inner_text()) and near(
+        spoken.inner_text().split()[3], mixing.write_attention[1, 1, 0]
+    )
+    for column in range(1, 9):
+        page.keyboard.press("ArrowRight")
+        said = spoken.inner_text().replace("\u2068", "").replace("\u2069", "")
+        found = re.fullmatch(r"slot 1 takes (.*) from “(.*)”", said)
+        assert found[2] == mixing.tokens[8 + column - 1] and near(found[1], mixing.write_attention[1, 1, column])
+    page.keyboard.press("Enter")
+    assert page.locator(".mgx-slot[aria-selected=true]").get_attribute("data-slot") == "1"
+    assert page.locator(".mgx-token[aria-selected=true]").get_attribute("data-i") == "7"
+    read.focus()
+    said = spoken.inner_text().replace("\u2068", "").replace("\u2069", "")
+    found = re.fullmatch(r"“(.*)” reads (.*) from slot 0", said)
+    assert found[1] == mixing.tokens[8] and near(found[2], mixing.read_attention[:, :, 8, 0].astype(np.float64).mean())
+
+
+def test_cells_are_drawn_where_something_was_written(show, recall):
+    page = show(ml.MemoryExplorer(recall))
+    colours = page.locator(".mgx-scroll canvas").first.evaluate(
+        """(canvas) => [...Array(16).keys()].map((row) => [...Array(16).keys()].map((column) => {
+        const [r, g, b] = canvas.getContext("2d").getImageData(52 + 6 + 28 * (column + 1) + 2, 74 + 28 * row + 2, 1, 1).data;
+        return r + g + b; }))"""
+    )
+    share = recall.write_attention[0, :, 1:].astype(np.float64)
+    drawn = np.array(colours)
+    assert len(np.unique(drawn[share == 0])) == 1  # all empty cells are alike
+    assert (drawn[share > 0] < drawn[share == 0].min()).all()  # the others are darker,
+    assert drawn[share > 0.9].max() < drawn[(share > 0) & (share < 0.1)].min()  # and the darker the more
+
+
+def test_the_keyboard_alone_reaches_everything_and_leaves_again(show, recall):
+    page = show(ml.MemoryExplorer(recall))
+    for key, step in ((".", 1), (".", 2), (",", 1), ("l", 31), ("f", 0)):
+        page.keyboard.press(key)
+        assert step_of(page) == step
+    reached, seen = [], set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        what, which = page.evaluate("""(({ activeElement: e }) => [e.getAttribute('aria-label') || e.textContent,
+            [...document.querySelectorAll('body *')].indexOf(e)])(document)""")
+        if which < 0 or which in seen:
+            break
+        assert page.evaluate("document.activeElement.matches(':focus-visible')")
+        reached.append(what)
+        seen.add(which)
+    else:
+        pytest.fail(f"the keyboard does not come out again: {reached}")
+    for part in ("First segment (f)", "Play (p)", "Segment shown", "Lima · segment 0", "What was written: arrow keys go from cell to cell",
+                 "The same facts as tables"):  # fmt: skip
+        assert part in reached, reached
+    page.locator(".mgx-token").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert page.locator(".mgx-token[aria-selected=true]").get_attribute("data-i") == "2"
+    page.keyboard.press("End")
+    assert page.evaluate("document.activeElement.dataset.i") == "15"
+    page.keyboard.press(".")
+    assert (
+        step_of(page) == 1 and f"“{recall.tokens[31]}”" in page.locator(".mgx-panel").inner_text()
+    )  # focus stays: another token now
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowDown")
+    below = page.evaluate("document.activeElement.offsetTop") > page.locator(".mgx-token").first.evaluate("e => e.offsetTop")
+    assert below or page.evaluate("document.activeElement.dataset.i") == "0"
+    page.keyboard.press("Escape")
+    page.locator(".mgx-slot").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press(" ")
+    assert page.locator(".mgx-slot[aria-selected=true]").get_attribute("data-slot") == "1"
+
+
+def test_play_and_pause_without_motion(show, recall):
+    page = show(ml.MemoryExplorer(recall), reduced_motion="reduce")
+    page.get_by_label("play, segments a second").select_option("8")
+    page.get_by_role("button", name="Play").click()
+    until(page, lambda: step_of(page) >= 2)
+    assert page.evaluate("document.getAnimations().length") == 0
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Play").wait_for()
+    page.get_by_role("button", name="Last segment").click()
+    page.get_by_role("button", name="Play").click()  # nothing further: does not start
+    assert page.get_by_role("button", name="Pause").count() == 0
+
+
+def test_hostile_tokens_are_only_text(show, mixing):
+    tokens = [HOSTILE[i % len(HOSTILE)] for i in range(38)]
+    words = {number: HOSTILE[i % len(HOSTILE)] for i, number in enumerate(mixing.next_words)}
+    hostile, plain = (
+        replace(mixing, tokens=tokens, next_words=words),
+        replace(mixing, tokens=["a"] * 38, next_words=dict.fromkeys(words, "a")),
+    )
+    counts = []
+    for trace, title in ((hostile, "</title><script>alert(0)</script>"), (plain, "title")):
+        page = show(
+            ml.MemoryExplorer(
+                trace, replace(trace, moved=trace.moved), title=title, names=("<b>1</b>", "</main>"), token=33, slot=0
+            )
+        )
+        for details in page.locator("details").all():
+            details.locator("summary").click()
+        page.locator(".mgx-token").nth(1).hover()
+        for step in range(5):
+            shown = [
+                token.text_content() for token in page.locator(".mgx-pane").first.locator(".mgx-token:not([hidden]) bdi").all()
+            ]
+            assert shown == [SHOWN.get(token, token) for token in trace.tokens[8 * step : 8 * step + 8]]
+            page.keyboard.press(".")
+        assert page.locator("h1").text_content() == title
+        tags = page.evaluate("[...document.querySelectorAll('*')].map((e) => e.tagName).sort()")
+        counts.append({tag: tags.count(tag) for tag in ("SCRIPT", "IMG", "B", "IFRAME", "TITLE", "MAIN", "NOSCRIPT")})
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert counts[0] == counts[1]
+
+
+def test_the_page_may_run_no_other_script(show, mixing):
+    page = show(ml.MemoryExplorer(mixing))
+    ran = page.evaluate("""() => { const script = document.createElement("script"); script.textContent = "window.ran = true";
+        document.body.append(script); return window.ran ?? false; }""")
+    assert ran is False
+    assert len(page.noise) == 1 and "Content Security Policy" in page.noise.pop()
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_page_never_scrolls_sideways(show, recall, mixing, width):
+    for widget in (ml.MemoryExplorer(recall, token=5, slot=2), ml.MemoryExplorer(mixing, mixing, token=5, slot=2)):
+        page = show(widget, viewport={"width": width, "height": 740})
+        for summary in page.locator("summary").all():
+            summary.click()
+        page.get_by_label("numbers in cells").check()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.locator(".mgx-token").nth(7).hover()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_two_traces_step_together(show, mixing):
+    changed = replace(mixing, initial_share=mixing.initial_share[::-1].copy(), read_attention=mixing.read_attention[::-1].copy())
+    page = show(ml.MemoryExplorer(mixing, changed, names=("trained", "untrained")))
+    assert lines(page, ".mgx-pane > .mgx-title") == ["trained", "untrained"]
+    for step in range(5):
+        for pane, trace in enumerate((mixing, changed)):
+            assert sentences(page, pane) == [trace.in_words(slot, step + 1) for slot in range(4)]
+        page.keyboard.press(".")
+    page.locator(".mgx-pane").nth(1).locator(".mgx-slot").nth(2).click()
+    assert page.locator(".mgx-slot[aria-selected=true]").count() == 2
+    assert "trained: Segment 4 changed" in page.get_by_role("status").inner_text()
+
+
+def test_a_rule_that_does_not_mix_values_says_so(show, mixing):
+    assert "does not mix token values" not in show(ml.MemoryExplorer(mixing)).locator("main").inner_text()
+    assert "does not mix token values" in show(ml.MemoryExplorer(replace(mixing, values_mix=False))).locator("main").inner_text()
+
+
+def test_tables_say_the_same(show, recall):
+    page = show(ml.MemoryExplorer(recall, step=31))
+    page.get_by_text("The same facts as tables").click()
+    page.locator("table").first.wait_for()
+    slots, tokens = page.locator("table").all()
+    cells = slots.locator("tbody tr").evaluate_all("rows => rows.map((row) => [...row.cells].map((cell) => cell.textContent))")
+    for m, (name, made, initial, rest, kept, _, gradient) in enumerate(cells):
+        assert f"{name}: {made}" == recall.in_words(m, 32)
+        assert [initial, rest] == [percent(recall.initial_share[32, m]), percent(recall.rest_share[32, m])]
+        assert near(kept, recall.write_attention[31, m, 0])
+        assert float(gradient) == pytest.approx(recall.gradient[32, m], rel=0.06, abs=1e-30)
+    cells = tokens.locator("tbody tr").evaluate_all("rows => rows.map((row) => [...row.cells].map((cell) => cell.textContent))")
+    for t, (word, _, _, _, expected, entropy) in enumerate(cells, start=16 * 31):
+        assert word == recall.tokens[t] and expected.split(",")[0] == recall.next_words[int(recall.next_tokens[t, 0])]
+        assert float(entropy) == pytest.approx(recall.entropy[t], abs=0.006)
+
+
+def test_a_long_text_opens_as_a_window(show, mixing):
+    """4,096 segments: as many elements as for a few."""
+
+    def long(array, axis=0):
+        return np.concatenate([array, np.repeat(array[-1:], 4096 + (len(array) == 6) - len(array), axis=0)])
+
+    T = 4096 * 8
+    trace = replace(
+        mixing, tokens=[f"w{i}" for i in range(T)], next_tokens=np.resize(mixing.next_tokens, (T, 5)), entropy=np.resize(mixing.entropy, T),
+        next_probabilities=np.resize(mixing.next_probabilities, (T, 5)), read_attention=np.resize(mixing.read_attention, (2, 2, T, 4)),
+        **{name: long(getattr(mixing, name)) for name in ("memory", "write_attention", "moved", "source_tokens", "source_shares", "initial_share", "rest_share")},
+    )  # fmt: skip
+    few, many = show(ml.MemoryExplorer(mixing)), show(ml.MemoryExplorer(trace))
+    count = "document.querySelectorAll('*').length"
+    assert many.evaluate(count) == pytest.approx(few.evaluate(count), abs=40)
+    many.keyboard.press("l")
+    many.get_by_text("Text before this segment").click()
+    many.locator(".mgx-before button").first.wait_for()
+    assert lines(many, ".mgx-token bdi") == [f"w{i}" for i in range(T - 8, T)]
+    assert lines(many, ".mgx-before button") == [f"segment {s}" for s in range(4087, 4095)]
+    assert sentences(many)[0] == trace.in_words(0, 4096)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(show, recall, mixing, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    for widget in (
+        ml.MemoryExplorer(recall, step=31, token=500, slot=1),
+        ml.MemoryExplorer(mixing, mixing, names=("one", "two")),
+    ):
+        page = show(widget, color_scheme=scheme)
+        for summary in page.locator("summary").all():
+            summary.click()
+        found = axe.run(page)
+        assert found.violations_count == 0, found.generate_report()
+        page.noise.clear()  # axe tries to load style sheets, which the page's policy forbids
+
+
+def test_dark_and_light(show, mixing):
+    background = "getComputedStyle(document.querySelector('.mgx')).backgroundColor"
+    light, dark = (show(ml.MemoryExplorer(mixing), color_scheme=scheme) for scheme in ("light", "dark"))
+    assert light.evaluate(background) == "rgb(251, 251, 249)" and dark.evaluate(background) == "rgb(20, 23, 28)"
+    dark.evaluate("document.body.dataset.jpThemeLight = 'true'")  # JupyterLab's own choice comes first
+    until(dark, lambda: dark.evaluate(background) == "rgb(251, 251, 249)")
+
+
+def test_as_a_widget(browser, mixing):
+    """What anywidget does: calls `render` with a model and an element, and in the end what it returned."""
+    page = browser.new_page()
+    page.set_content("<body data-jp-theme-light='false'><div id=here></div></body>")
+    page.add_script_tag(content=explorer.SCRIPT.read_text("utf-8") + "\nwindow.render = render;", type="module")
+    page.wait_for_function("!!window.render")
+    widget = ml.MemoryExplorer(mixing, step=1)
+    state = {name: getattr(widget, name) for name in ("payload", "step", "layer", "head", "token", "slot")}
+    page.evaluate(
+        """async (state) => {
+        const on = new Map();
+        window.saved = 0;
+        window.model = { get: (name) => state[name], save_changes: () => { window.saved++; }, on: (event, f) => on.set(event, f), off: (event) => on.delete(event),
+          set(name, value) { state[name] = value; on.get(`change:${name}`)?.(); } };
+        window.listeners = on;
+        window.stop = await window.render({ model, el: document.querySelector("#here") });
+      }""",
+        state,
+    )
+    root = page.locator(".mgx")
+    assert root.get_attribute("data-theme") == "dark" and root.get_attribute("data-lm-suppress-shortcuts") == "true"
+    assert sentences(page) == [mixing.in_words(slot, 2) for slot in range(4)]
+    page.evaluate("model.set('step', 3)")  # as Python would
+    assert sentences(page) == [mixing.in_words(slot, 4) for slot in range(4)]
+    page.locator(".mgx-slot").nth(2).focus()
+    page.keyboard.press(",")
+    page.keyboard.press("Enter")
+    assert page.evaluate("[model.get('step'), model.get('slot'), saved > 1]") == [2, 2, True]
+    page.evaluate("stop()")
+    assert page.evaluate("listeners.size") == 0
+    page.close()
