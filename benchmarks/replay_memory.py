@@ -144,7 +144,7 @@ def growth(results: dict[str, list[Result]]) -> str:
     return (
         f"Each further segment adds {plain:.1f} kB to the plain peak and {replay:.1f} kB to that of memory replay, of which {state:.1f} kB "
         f"are the memory that entered it (B·M·D numbers of 4 bytes) and {labels:.1f} kB its labels (B·L of 8). "
-        "With dropout PyTorch's random state comes on top, 5.1 kB a segment."
+        "Not counted is PyTorch's random state, 5.1 kB a segment, which memory replay keeps for dropout."
     )
 
 

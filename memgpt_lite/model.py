@@ -301,7 +301,6 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
         config = self.config
         starts = range(0, length, config.segment_length)
         kept_from = 0 if moved is not None else length - (logits_to_keep or length)
-        draws = self.training and max(config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) > 0  # to be drawn again in replay
         memories, segments = [memory], []
         for s, start in enumerate(starts):
             if is_cut(s, len(starts), bptt_segments):
@@ -309,9 +308,7 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
             end = start + config.segment_length
             inputs = (memory, *(None if x is None else x[:, start:end] for x in (input_ids, real, shift_labels)))
             if memory_replay:
-                memory, loss = checkpoint(
-                    lambda *x: self._segment(*x)[:2], *inputs, use_reentrant=False, preserve_rng_state=draws
-                )
+                memory, loss = checkpoint(lambda *x: self._segment(*x)[:2], *inputs, use_reentrant=False)
                 segment = Segment(memory, loss, None, (), (), None)
             else:
                 segment = self._segment(*inputs)

@@ -113,6 +113,19 @@ def test_a_compiled_update_rule_gives_the_plain_result_in_one_graph(tiny, forget
         torch.testing.assert_close(found, right, atol=1e-12, rtol=0)
 
 
+def test_replay_draws_again_what_a_dropout_of_the_users_own_drew(tiny):
+    """One that no setting tells of, such as an adapter's."""
+    model = tiny(torch.float64, memory_init="learned").train()
+    model.transformer.h[0].mlp.dropout = torch.nn.Dropout(0.5)
+    text, gradients = torch.randint(0, 11, (2, 13)), []
+    for replay in (False, True):
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(text, labels=text, memory_replay=replay).loss.backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-10, rtol=0)
+
+
 # ---- half precision ----
 
 
