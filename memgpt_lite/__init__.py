@@ -2,7 +2,7 @@
 
 The six steps of the tutorial, one module each: `preprocessing`, `memory`, `model` (forward), `memory` and `model`
 (memory update), `backward`, `training`. Beyond them: `rules` (other updates), `generation`, `streaming`. What is learned from:
-`tasks`, `data`, `checkpoints`. Looking inside: `tracing`, `viz`.
+`tasks`, `data`, `checkpoints`. Looking inside: `tracing`, `interventions`, `viz`.
 """
 
 from . import data, tasks, viz
@@ -10,6 +10,7 @@ from .backward import keep_attention_backward, memory_gradients, sparsemax_backw
 from .checkpoints import load_pretrained
 from .configuration import MemGPTConfig
 from .generation import SegmentCache
+from .interventions import Dependence, Reading, Source, dependence, swap_slots
 from .memory import KeepAttention, MemoryUpdate, initial_memory, provenance, sparsemax
 from .model import MemGPT, MemGPTOutput
 from .preprocessing import (
@@ -27,15 +28,15 @@ from .session import setup
 from .streaming import inspect_memory, load_memory, save_memory, stream
 from .tracing import MemoryTrace, trace
 from .training import History, answer_accuracy, train, train_step
-from .viz import MemoryExplorer
+from .viz import MemoryExplorer, MemoryLab
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "DeltaRule", "EraseAdd", "FirstInFirstOut", "GatedSlots", "History", "KeepAttention", "MemGPT", "MemGPTConfig",
-    "MemGPTOutput", "MemoryExplorer", "MemoryTrace", "MemoryUpdate", "SegmentCache", "SegmentCollator", "answer_accuracy",
-    "data", "gpt2_tokenizer", "initial_memory", "inspect_memory", "keep_attention_backward", "load_memory", "load_pretrained",
-    "make_segments", "memory_gradients", "provenance", "remove_stop_words", "save_memory", "setup", "sparsemax",
-    "sparsemax_backward", "stop_words", "stream", "streams", "tasks", "trace", "train", "train_step", "train_tokenizer", "viz",
-    "words",
+    "DeltaRule", "Dependence", "EraseAdd", "FirstInFirstOut", "GatedSlots", "History", "KeepAttention", "MemGPT",
+    "MemGPTConfig", "MemGPTOutput", "MemoryExplorer", "MemoryLab", "MemoryTrace", "MemoryUpdate", "Reading", "SegmentCache",
+    "SegmentCollator", "Source", "answer_accuracy", "data", "dependence", "gpt2_tokenizer", "initial_memory", "inspect_memory",
+    "keep_attention_backward", "load_memory", "load_pretrained", "make_segments", "memory_gradients", "provenance",
+    "remove_stop_words", "save_memory", "setup", "sparsemax", "sparsemax_backward", "stop_words", "stream", "streams",
+    "swap_slots", "tasks", "trace", "train", "train_step", "train_tokenizer", "viz", "words",
 ]  # fmt: skip

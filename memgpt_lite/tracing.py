@@ -101,7 +101,7 @@ class MemoryTrace:
         parts.append((float(self.rest_share[after, slot]), "other tokens"))
         parts.append((float(self.initial_share[after, slot]), "its initial value"))
         parts.sort(key=lambda part: -part[0])
-        says = [f"{_percent(share)} {what}" for i, (share, what) in enumerate(parts) if i == 0 or share >= SHOWN_SHARE]
+        says = [f"{percent(share)} {what}" for i, (share, what) in enumerate(parts) if i == 0 or share >= SHOWN_SHARE]
         since = self.unchanged_since(slot, after)
         if since < after:
             says.append(f"unchanged for {after - since:,} segment{'s' if after - since > 1 else ''}")
@@ -302,5 +302,6 @@ def _numbers(x: Tensor) -> np.ndarray:
     return x[0].detach().cpu().double().numpy()
 
 
-def _percent(share: float) -> str:
-    return "over 99%" if 0.995 <= share < 1 else f"{100 * share:.0f}%"
+def percent(share: float) -> str:
+    """A share, from 0 to 1, in words that say 0% and 100% of nothing and all alone."""
+    return "over 99%" if 0.995 <= share < 1 else "under 1%" if 0 < share < 0.005 else f"{100 * share:.0f}%"

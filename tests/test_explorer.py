@@ -1,8 +1,12 @@
+import json
 import re
 import zlib
 from base64 import b64decode
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -164,12 +168,51 @@ def test_traces_that_do_not_fit_each_other(mixing, change, message):
         ml.MemoryExplorer(mixing, replace(mixing, **change))
 
 
-def test_a_text_stands_where_no_widget_runs(mixing):
-    data, _ = ml.MemoryExplorer(mixing, title="A title", step=3)._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in data
+def test_a_picture_and_a_text_stand_where_no_widget_runs(mixing):
+    widget = ml.MemoryExplorer(mixing, title="A title", step=3)
+    data, metadata = widget._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data  # JupyterLab takes this first, as long as a kernel runs
+    assert data["text/plain"].startswith(widget.in_words())
     for slot in range(4):
-        assert mixing.in_words(slot, 4) in data["text/plain"]
+        assert mixing.in_words(slot, 4) in widget.in_words()
     assert "A title" in data["text/plain"] and "after segment 3" in data["text/plain"]
+    assert b64decode(data["image/png"]).startswith(b"\x89PNG")
+    alt = metadata["image/png"]["alt"]
+    assert alt == widget.picture().alt and "A title, after segment 3" in alt
+    for slot in range(4):
+        token, share = mixing.held(slot, 4)[0]
+        assert f"slot {slot}: {percent(share)} “{mixing.tokens[token]}”" in alt
+    state = json.loads(json.dumps(data[explorer.MIME]))
+    assert state == {"payload": widget.payload, "step": 3, "layer": None, "head": None, "token": None, "slot": None}
+
+
+def test_two_traces_stand_in_one_picture(mixing):
+    other = replace(mixing, initial_share=mixing.initial_share * 0 + 1, source_shares=mixing.source_shares * 0)
+    alt = ml.MemoryExplorer(mixing, other, names=("trained", "untrained"), step=2).picture().alt
+    first, second = alt.split("untrained: ")
+    token, share = mixing.held(1, 3)[0]
+    assert "trained: " in first and f"slot 1: {percent(share)} “{mixing.tokens[token]}”" in first
+    assert "slot 1: 100% its initial value" in second
+
+
+def test_what_stays_in_an_executed_notebook(tmp_path):
+    spec = spec_from_file_location("execute", Path(__file__).parent.parent / "notebooks" / "execute.py")
+    execute = module_from_spec(spec)
+    spec.loader.exec_module(execute)
+    code = """import torch, memgpt_lite as ml
+ml.setup(seed=0)
+ids, _ = ml.tasks.AssociativeRecall(num_segments=4).batch(1, torch.Generator().manual_seed(3))
+ml.MemoryExplorer(ml.trace(ml.load_pretrained("recall"), ids[0], decode=ml.tasks.decode))"""
+    path = tmp_path / "notebook.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), path)
+    execute.execute(path)
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    (output,) = [output for output in notebook.cells[0].outputs if "data" in output]
+    assert set(output.data) == {"text/plain", "image/png", explorer.MIME}
+    assert "What the slots hold: slot 0: 100% “Lima”" in output.metadata["image/png"]["alt"]
+    state = json.dumps(output.data[explorer.MIME])
+    assert len(state) < 10_000 and str(explorer.SCRIPT.parent) not in state and ".js" not in state
 
 
 def test_the_file_is_small(tmp_path):
@@ -285,6 +328,45 @@ def test_a_pinned_token_stays_while_stepping(show, mixing):
     assert step_of(page) == 0
     page.keyboard.press("Escape")
     assert page.locator(".mgx-token[aria-selected=true]").count() == 0
+
+
+def test_bars_show_the_shares(show, recall):
+    page = show(ml.MemoryExplorer(recall, step=31))
+    pixel = """(bar, share) => [...bar.getContext("2d").getImageData(Math.floor(share * bar.width), 2, 1, 1).data].join()"""
+    colours = {}
+    for slot in range(16):
+        bar, left = page.locator(".mgx-bar").nth(slot), 0.0
+        for token, share in recall.held(slot, 32):
+            if share > 0.05:
+                colours.setdefault(token, set()).update(bar.evaluate(pixel, left + share * at) for at in (0.15, 0.5, 0.85))
+            left += share
+    assert len(colours) > 3 and all(len(found) == 1 for found in colours.values())  # a token's colour is the same everywhere,
+    assert len(set.union(*colours.values())) == len(colours)  # and no other's
+
+
+def test_pointing_at_a_part_of_a_bar(show, recall):
+    page = show(ml.MemoryExplorer(recall, step=31))
+    bar = page.locator(".mgx-bar").nth(6)
+    width, height = bar.bounding_box()["width"], bar.bounding_box()["height"]
+    (first, share), (second, _) = recall.held(6, 32)
+    before = bar.evaluate("bar => bar.toDataURL()")
+    for token, at in ((first, share - 0.02), (second, share + 0.02)):
+        bar.hover(position={"x": at * width, "y": height / 2})
+        facts = page.locator(".mgx-panel").inner_text()
+        assert f"segment {token // 16}, position {token % 16}." in facts and "Slot 6" in facts
+        assert bar.evaluate("bar => bar.toDataURL()") != before  # a frame around the part
+    bar.click(position={"x": 0.9 * width, "y": height / 2})
+    assert page.locator(".mgx-slot[aria-selected=true]").get_attribute("data-slot") == "6"
+    assert page.locator(".mgx-token[aria-selected=true]").get_attribute("data-i") == str(second % 16)
+
+
+def test_a_token_says_aloud_what_holds_it(show, recall):
+    page = show(ml.MemoryExplorer(recall, step=31, slot=6))
+    token, _ = recall.held(6, 32)[1]
+    holds = {m: dict(recall.held(m, 32)).get(token, 0) for m in range(16)}
+    says = ", ".join(f"slot {m}: {percent(share)}" for m, share in holds.items() if share >= 0.1)
+    name = f"{recall.tokens[token]}, {percent(holds[6])} of slot 6, held by {says}"
+    assert page.get_by_role("option", name=name, exact=True).get_attribute("data-i") == str(token % 16)
 
 
 def test_pointing_at_a_slot(show, mixing):
@@ -580,5 +662,60 @@ def test_as_a_widget(browser, mixing):
     page.keyboard.press("Enter")
     assert page.evaluate("[model.get('step'), model.get('slot'), saved > 1]") == [2, 2, True]
     page.evaluate("stop()")
-    assert page.evaluate("listeners.size") == 0
+    assert page.evaluate("listeners.size") == 0 and root.count() == 0
+    page.close()
+
+
+def test_two_explorers_in_a_page_of_its_own(browser, recall, mixing):
+    """What a web site does with the state that a notebook's output holds."""
+    page = browser.new_page()
+    page.set_content("<h1>A page</h1><div id=a></div><div id=b></div><div id=c></div>")
+    for name in ("show", "again"):  # a page may load the module twice, as Jupyter does
+        page.add_script_tag(content=explorer.SCRIPT.read_text("utf-8") + f"\nwindow.{name} = show;", type="module")
+        page.wait_for_function(f"!!window.{name}")
+    states = [ml.MemoryExplorer(trace, step=1, title="A title").state() for trace in (mixing, recall)]
+    page.evaluate(
+        """async ([one, two]) => {
+        window.stop = await show(one, document.querySelector("#a"));
+        await show(two, document.querySelector("#b"), 3);
+        await again(one, document.querySelector("#c"));
+    }""",
+        states,
+    )
+
+    def steps():
+        return [int(slider.input_value()) for slider in page.get_by_role("slider").all()]
+
+    assert page.locator("h2.mgx-title").count() == 2 and page.locator("h3.mgx-title").count() == 1
+    assert page.locator("#b .mgx").get_attribute("aria-label") == "A title"
+    page.keyboard.press(".")
+    assert steps() == [1, 1, 1]  # the page has the focus, and keeps its keys
+    page.locator("#a .mgx-slot").first.focus()
+    page.keyboard.press(".")
+    assert steps() == [2, 1, 1]
+    page.locator("#c").get_by_role("button", name="Next segment").click()
+    assert steps() == [2, 1, 2]  # the third was given the same state as the first, but goes its own way
+    page.locator("#b .mgx-slot").first.click()
+    page.keyboard.press("l")
+    assert steps() == [2, 31, 2] and page.locator(".mgx-slot[aria-selected=true]").count() == 1
+    page.locator("#a").get_by_role("button", name="One segment back").click()
+    assert steps() == [1, 31, 2]
+    assert sentences(page, 0) == [mixing.in_words(slot, 2) for slot in range(4)]
+    assert sentences(page, 1) == [recall.in_words(slot, 32) for slot in range(16)]
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map((element) => element.id)")
+    assert len(ids) == len(set(ids))
+    page.evaluate("stop()")
+    assert page.locator("#a *").count() == 0 and steps() == [31, 2]
+    page.close()
+
+
+def test_a_picture_stands_in_the_file_where_no_script_runs(browser, tmp_path, mixing):
+    widget = ml.MemoryExplorer(replace(mixing, tokens=[HOSTILE[i % len(HOSTILE)] for i in range(38)]), step=2)
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(widget.to_html(tmp_path / "explorer.html").as_uri())
+    picture = page.locator("noscript img")
+    assert picture.get_attribute("alt") == widget.picture().alt
+    box = picture.bounding_box()
+    assert box["width"] > 500 and box["height"] > 200  # of the picture: a broken one is as large as a line of text
+    assert page.locator("noscript pre").text_content().split() == widget.in_words().replace("\0", "�").split()
     page.close()

@@ -1,7 +1,9 @@
 import html
+import inspect
 import io
 import re
 from base64 import b64decode
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 import memgpt_lite as ml
-from memgpt_lite import viz
+from memgpt_lite import interventions, tracing, viz
 from memgpt_lite.viz import figures, live
 
 WORDS = ["Ada", "Paris", "$5", "<b>"]
@@ -28,6 +30,16 @@ GRADIENTS = {
     "all": torch.tensor([1e-3, 0.5, 2.0, 0.0]).view(4, 1, 1, 1),
     "cut": torch.tensor([0.0, 0.0, 2.0, 0.0]).view(4, 1, 1, 1),
 }
+FOUND = interventions.Dependence(0, 0.9, 0.1, torch.tensor([0.05, 0.9, 0.88]), torch.tensor([0.8, 0.1, 0.1]), [0])
+TRACE = ml.MemoryTrace(  # 2 segments: the second is WRITE, the last word is missing
+    tokens=["Ada", "b", "c", "d", " Paris", "x" * 50, "\n"], segment_length=4, read_layers=[0], values_mix=True, memory=np.zeros((3, 3, 2), np.float16),
+    write_attention=np.stack([np.zeros((3, 5)), WRITE]).astype(np.float16), read_attention=np.zeros((1, 1, 7, 3), np.float16),
+    moved=np.array([[0, 1, 1], [0, 1, 1]], np.float32),
+    source_tokens=np.array([[[-1, -1]] * 3, [[-1, -1]] * 3, [[-1, -1], [0, 5], [6, 4]]], np.int32),
+    source_shares=np.array([[[0, 0]] * 3, [[0, 0]] * 3, [[0, 0], [0.6, 0.2], [0.9, 0.1]]], np.float32),
+    initial_share=np.array([[1, 1, 1], [1, 1, 1], [1, 0.05, 0]], np.float32), rest_share=np.array([[0] * 3, [0] * 3, [0, 0.15, 0]], np.float32),
+    next_tokens=np.zeros((7, 1), np.int32), next_probabilities=np.ones((7, 1), np.float16), entropy=np.zeros(7, np.float32), next_words={0: "a"},
+)  # fmt: skip
 
 # each figure, and what its alternative text has to say about the numbers above
 FIGURES = {
@@ -53,6 +65,11 @@ FIGURES = {
         lambda: viz.memory_at(WRITE, WORDS, SHARES, WORDS, "Segment 3"),
         ["Segment 3", "takes 75% from “Paris”", "slot 2: 90% “$5”", "1 of 3 slots"],
     ),
+    "memory after": (
+        lambda: figures.memory_after([("one", TRACE), ("two", replace(TRACE, moved=TRACE.moved * 0 + 1))], 1, "Two of $1$"),
+        ["Two of $1$, after segment 1. one: This segment's update. 1 of 3 slots keep everything exactly.", "slot 1: 60% “Ada”; slot 2: 90% “↵”",
+         "two: This segment's update. 0 of 3 slots keep everything exactly."],
+    ),
     "before and after": (
         lambda: viz.before_and_after(WRITE, WORDS, {"at once": WRITE, "later": SHARES}, WORDS, "Still there?"),
         ["Still there?", "takes 75% from “Paris”", "at once, of 3 slots: 1 mostly their initial value, 1 mostly Paris, 1 mostly $5.", "1 a mixture"],
@@ -65,7 +82,11 @@ FIGURES = {
         lambda: viz.loss_curve(HISTORY),
         ["over 3 steps", "loss goes from 2.00 to 2.50", "accuracy goes from 0.10 to 0.50", "stage 0 from step 1, stage 1 from step 3"],
     ),
-    "six steps": (viz.six_steps, ["1 preprocess", "2 initialise memory", "3 forward", "4 update", "5 backward", "6 train"]),
+    "which slots": (
+        lambda: viz.which_slots(FOUND, torch.tensor([0.9, 0.1, 0.0]), "Paris", "Where is it?"),
+        ["Where is it?", "“Paris” has probability 90%", "Mostly “Paris”: slot 0; provenance agrees."],
+    ),
+    "six steps": (lambda: viz.six_steps(), ["1 preprocess", "2 initialise memory", "3 forward", "4 update", "5 backward", "6 train"]),
 }  # fmt: skip
 
 
@@ -85,8 +106,9 @@ def test_every_figure_is_a_picture_with_truthful_alternative_text(name):
 
 
 def test_every_figure_is_tested():
-    drawn = {name for name in viz.__all__ if name not in ("Picture", "LivePicture", "MemoryExplorer", "slider")}
-    assert {draw().__class__ for draw, _ in FIGURES.values()} == {viz.Picture} and len(drawn) == len(FIGURES) - 1  # slots twice
+    functions = {name: made for name in viz.__all__ if inspect.isfunction(made := getattr(viz, name))}
+    drawn = {name for name, made in functions.items() if made.__annotations__["return"] is viz.Picture}
+    assert len(drawn) > 9 and drawn <= {name for draw, _ in FIGURES.values() for name in draw.__code__.co_names}
 
 
 def test_the_axes_say_what_is_on_them():
@@ -120,6 +142,67 @@ def test_bars_of_a_slot_add_up_to_1():
         assert sum(bar.get_width() for bar in bars) == pytest.approx(1, abs=1e-6)
         ends = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars)
         assert all(end == pytest.approx(begin, abs=1e-6) for (_, end), (begin, _) in pairwise(ends))  # side by side
+
+
+def test_what_a_trace_holds_is_drawn(tiny):
+    """Each slot's bar: as wide as the trace says for the three strongest tokens, the others and the initial slot."""
+    trace = ml.trace(tiny(), torch.randint(0, 11, (10,)), tokens=[f"w{i}" for i in range(10)], keep=4)
+    for step in range(3):
+        update, holds = figures.memory_after([("", trace)], step, "title").axes[:2]
+        start, length = 4 * step, (4, 4, 2)[step]
+        np.testing.assert_allclose(update.images[0].get_array(), trace.write_attention[step, :, : 1 + length], atol=1e-6)
+        assert [label.get_text() for label in update.get_xticklabels()] == ["keep", *trace.tokens[start : start + length]]
+        drawn = {(bar.get_y() + bar.get_height() / 2, bar.get_x()): bar.get_width() for bar in holds.patches}
+        for slot in range(3):
+            widths = [width for (y, _), width in sorted(drawn.items()) if abs(y - slot) < 0.01 and width > 0]
+            labelled = [(w, s) for w, s in trace.held(slot, step + 1)[:3] if s > 0.15]
+            assert sum(widths) == pytest.approx(1, abs=1e-5)
+            np.testing.assert_allclose(widths[: len(labelled)], [share for _, share in labelled], atol=1e-6)
+            if (initial := trace.initial_share[step + 1, slot]) > 0:
+                assert widths[-1] == pytest.approx(initial, abs=1e-6)
+        words = {text.get_text() for text in holds.texts}
+        assert words <= set(trace.tokens[: start + length]) and words
+
+
+@pytest.mark.filterwarnings("error")
+def test_words_that_the_font_lacks_and_long_segments_can_be_drawn():
+    T = 60
+    words = ["中文", "👩", "\0", "\ud800", "$x$", "שלום"] * 10
+    changes = {"segment_length": T, "tokens": words, "write_attention": np.full((1, 3, 1 + T), 1 / (1 + T), np.float16)}
+    trace = replace(TRACE, moved=TRACE.moved[:1], source_tokens=TRACE.source_tokens[1:], source_shares=TRACE.source_shares[1:],
+                    initial_share=TRACE.initial_share[1:], **changes)  # fmt: skip
+    picture = figures.memory_after([("", trace)], 0, "title")
+    update, holds = picture.axes[:2]
+    assert len(picture.png()) > len(picture.webp()) > 1000 and picture.webp()[8:12] == b"WEBP"
+    assert holds.get_position().y1 < update.get_position().y0  # one below the other, each over the whole width
+    assert "slot 1: 60% “中文”" in picture.alt
+    picture.alt.encode()
+
+
+@pytest.mark.parametrize(
+    "share, says",
+    [(0, "0%"), (0.004, "under 1%"), (0.006, "1%"), (0.4951, "50%"), (0.994, "99%"), (0.996, "over 99%"), (1, "100%")],
+)
+def test_0_and_100_percent_are_said_of_nothing_and_all_alone(share, says):
+    assert tracing.percent(share) == says
+    assert f"slot 0: {says} “Ada”" in viz.provenance_bars(torch.tensor([[0.0, share], [0, 1]]), ["Ada"]).alt or share == 0
+
+
+def test_nothing_but_zeros_is_drawn_as_zeros():
+    picture = viz.gradients_by_segment({"cut": torch.zeros(4, 1, 1, 1)})
+    assert (
+        "0.0e+00 at the last segment, 0.0e+00 at the first, exactly zero 3 times" in picture.alt
+        and "logarithmic" not in picture.alt
+    )
+    assert picture.axes[0].get_yscale() == "linear" and picture.axes[0].lines[0].get_ydata().tolist() == [0, 0, 0]
+    assert picture.png()
+
+
+def test_nothing_to_draw_is_refused():
+    with pytest.raises(ValueError, match="no steps to draw: train for at least one"):
+        viz.loss_curve(ml.History())
+    with pytest.raises(ValueError, match="there is nothing to draw: pass at least one"):
+        viz.gradients_by_segment({})
 
 
 def test_a_model_can_be_looked_into(tiny):

@@ -1,5 +1,5 @@
 """Looking inside a memory: figures (`figures`), a slider that steps through them (`slider`), a live view of a trace (`explorer`),
-a drawing of the six steps (`diagrams`)."""
+two memories to act on (`lab`), a drawing of the six steps (`diagrams`)."""
 
 from .diagrams import six_steps
 from .explorer import MemoryExplorer
@@ -13,12 +13,14 @@ from .figures import (
     read_picture,
     slots,
     slots_through_time,
+    which_slots,
     write_picture,
 )
+from .lab import MemoryLab
 from .live import LivePicture
 from .slider import slider
 
 __all__ = [
-    "LivePicture", "MemoryExplorer", "Picture", "before_and_after", "gradients_by_segment", "loss_curve", "memory_at",
-    "provenance_bars", "read_picture", "six_steps", "slider", "slots", "slots_through_time", "write_picture",
+    "LivePicture", "MemoryExplorer", "MemoryLab", "Picture", "before_and_after", "gradients_by_segment", "loss_curve", "memory_at",
+    "provenance_bars", "read_picture", "six_steps", "slider", "slots", "slots_through_time", "which_slots", "write_picture",
 ]  # fmt: skip

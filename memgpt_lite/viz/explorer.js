@@ -1,11 +1,13 @@
 // MemoryExplorer: step through what a memory holds. `explorer.py` describes the payload.
 //
-// One ES module without dependencies. As a widget, Jupyter calls the default export's `render`; in a file of its own, `openPage()`
-// runs at the end. Words of a document reach the page as text nodes, attributes and canvas text only, never as markup.
+// One ES module without dependencies. As a widget, Jupyter calls the default export's `render`; any other page calls `show`; in a file
+// of its own, `openPage()` runs at the end. Words of a document reach the page as text nodes, attributes and canvas text only, never
+// as markup.
 //
 // What is shown depends on a few values in a `model`, which either is the widget's (and so is Python's) or lives in the page:
-// step (segment shown), layer and head (null: the mean), token and slot (what is pinned, null: nothing). Every part of the view has
-// step(view), called when the segment, layer or head is another, and point(view), called when only what is pointed at is.
+// step (segment shown), layer and head (null: the mean), token and slot (what is pinned, null: nothing). A part of the view has an
+// element and some of: draw(), which paints its canvases, called whenever anything is another; after all of these step(), called when
+// the segment, layer or head is another, or point(), called when only what is pointed at is.
 // Parts change their elements in place: making new ones at every step would be slower and would lose the keyboard's focus.
 
 const SHOWN = 0.1; // parts of a slot below this share are not named in words, as in MemoryTrace.in_words
@@ -14,8 +16,7 @@ const WINDOW = 8; // earlier segments that "text before" lists
 // Okabe & Ito 2008: a token's colour, the same in every slot; with a pattern for every further round. Ink: what is readable on it.
 const ORIGINS = [["#E69F00", "#000"], ["#56B4E9", "#000"], ["#009E73", "#000"], ["#F0E442", "#000"],
   ["#0072B2", "#fff"], ["#D55E00", "#000"], ["#CC79A7", "#000"]]; // prettier-ignore
-const PATTERNS = ["none", "repeating-linear-gradient(45deg, #fff6 0 3px, #0000 3px 8px)",
-  "repeating-linear-gradient(-45deg, #fff6 0 3px, #0000 3px 8px)", "repeating-linear-gradient(90deg, #fff6 0 2px, #0000 2px 7px)"];
+const PATTERNS = [null, 1, -1, 0]; // stripes: none, leaning to the right, to the left, upright
 // Shares from 0 to 1, growing darker on light and lighter on dark (there: cividis), so that they survive colour blindness and a copier.
 const RAMPS = { light: ["dce4ee", "b4c3d8", "859bbd", "56709f", "2a4678", "00224e"],
   dark: ["1d3a6c", "3b496c", "575d6d", "707173", "8a8678", "a59c74", "c3b369", "e1cc55", "fee838"] };
@@ -85,16 +86,10 @@ const CSS = `
 .mgx-slot > :nth-child(4) { grid-area: gone; text-align: right; font-size: 13px; color: var(--soft); font-variant-numeric: tabular-nums; }
 .mgx-slot.mgx-moved > :nth-child(3), .mgx-slot.mgx-moved > :nth-child(4) { color: var(--ink); }
 .mgx-slot b { display: block; color: var(--accent); }
-.mgx-bar { display: flex; height: 20px; border-radius: 4px; overflow: hidden; background: var(--fill); }
-.mgx-bar > span { flex: none; min-width: 0; height: 100%; overflow: hidden; text-overflow: ellipsis; white-space: pre; font-size: 12px;
-  line-height: 20px; padding-left: 4px; box-shadow: inset -1px 0 var(--card); }
-.mgx-bar > span.mgx-thin { padding: 0; }
-.mgx-bar > .mgx-rest { background: var(--greyer); color: var(--ink); }
-.mgx-bar > .mgx-initial { background: repeating-linear-gradient(45deg, var(--grey) 0 2px, var(--greyer) 2px 7px); color: var(--ink); }
-.mgx-bar > .mgx-at { outline: none; box-shadow: inset 0 0 0 2px var(--ink); }
+.mgx-bar { display: block; width: 100%; height: 20px; border-radius: 4px; background: var(--fill); }
 .mgx-panel > :first-child { color: var(--soft); font-size: 13px; margin-bottom: 6px; }
-.mgx-panel > div > :first-child { font-size: 15px; font-weight: 650; }
-.mgx-panel > div > :first-child bdi { white-space: pre-wrap; display: inline-block; max-width: 100%; max-height: 6em; overflow: hidden; vertical-align: top; }
+.mgx-panel > div > :is(h3, h4, h5, h6) { font-size: 15px; font-weight: 650; }
+.mgx-panel > div > :is(h3, h4, h5, h6) bdi { white-space: pre-wrap; display: inline-block; max-width: 100%; max-height: 6em; overflow: hidden; vertical-align: top; }
 .mgx-panel > div + div { margin-top: 12px; padding-top: 12px; border-top: 1px solid var(--line); }
 .mgx-panel ul { list-style: none; margin: 2px 0 8px; }
 .mgx-panel li { display: grid; grid-template-columns: minmax(5em, 1fr) 34% 5em; gap: 8px; align-items: center; margin: 2px 0; }
@@ -128,7 +123,7 @@ const CSS = `
 .mgx-narrow .mgx-panel.mgx-empty { position: static; box-shadow: none; }
 .mgx-narrow .mgx-slot { grid-template: "name bar" "gone says" / 4.6em minmax(0, 1fr); }
 .mgx-narrow .mgx-slot > :nth-child(4) { text-align: left; align-self: start; }
-.mgx-page { margin: 0 auto; max-width: 1320px; min-height: 100vh; border-radius: 0; }
+.mgx-page > .mgx { margin: 0 auto; max-width: 1320px; min-height: 100vh; border-radius: 0; }
 `;
 
 const ICONS = { first: "M3 3h2.5v14H3zM17 3v14L6.5 10z", back: "M14.5 3v14L4.5 10z", play: "M5 2.5v15L17 10z", pause: "M4 3h4.2v14H4zM11.8 3H16v14h-4.2z",
@@ -213,6 +208,12 @@ class Trace {
     return parts;
   }
 
+  /** All that a slot is made of: [{token, share}], strongest first, then [{name, short, share}]. */
+  parts(step, slot) {
+    return [...this.made(step, slot), { name: "other tokens", short: "other", share: this.restShare(step, slot) },
+      { name: "its initial value", short: "initial", share: this.initialShare(step, slot) }];
+  }
+
   /** Which slots hold a token, and how much: [{slot, share}], strongest first. */
   holders(step, token) {
     const found = [], start = (step + 1) * this.M * this.K;
@@ -234,12 +235,10 @@ class Trace {
 
   /** What a slot holds, in the words of MemoryTrace.in_words: strings, and {word} for what comes from the text. */
   sentence(step, slot) {
-    const parts = this.made(step, slot).map(({ token, share }) =>
-      [share, "“", { word: named(this.text(token)) }, `” (segment ${this.segment(token)})`]);
-    parts.push([this.restShare(step, slot), "other tokens"], [this.initialShare(step, slot), "its initial value"]);
-    parts.sort((a, b) => b[0] - a[0]);
     const says = [];
-    parts.forEach(([share, ...words], i) => { if (i === 0 || share >= SHOWN) says.push(`${percent(share)} `, ...words, ", "); });
+    this.parts(step, slot).sort((a, b) => b.share - a.share).forEach(({ token, share, name }, i) => {
+      if (i === 0 || share >= SHOWN) says.push(`${percent(share)} `, ...(name ? [name] : ["“", { word: named(this.text(token)) }, `” (segment ${this.segment(token)})`]), ", ");
+    });
     const unchanged = step + 1 - this.since[step * this.M + slot];
     return [...says, unchanged ? `unchanged for ${many(unchanged, "segment")}` : `changed in segment ${step}`];
   }
@@ -290,15 +289,18 @@ function icon(name) {
   return svg;
 }
 
-let lastId = 0;
 /** A card with a heading, which is a landmark of that name. */
 function card(view, pane, title, ...children) {
-  const id = `mgx-${++lastId}`;
+  const id = `mgx-${Math.random().toString(36).slice(2)}`; // Jupyter loads this module anew for every widget: counting would repeat
   const heading = h(`h${view.level + 1}`, { class: "mgx-h", id }, title, pane.name && hidden(`, ${pane.name}`));
   return h("section", { class: "mgx-card", "aria-labelledby": id }, heading, ...children);
 }
 
-const setText = (element, text) => { if (element.textContent !== text) element.textContent = text; };
+/** Changes the only text inside an element; in place where it can, which spares the browser new styles. */
+function setText(element, text) {
+  if (!element.firstChild) element.append(text);
+  else if (element.firstChild.data !== text) element.firstChild.data = text;
+}
 
 /** Arrow keys, Home, End, Enter and Space in a list of which only one element is in the tab order. */
 function roving(list, items, { vertical, pin }) {
@@ -319,7 +321,7 @@ function roving(list, items, { vertical, pin }) {
   });
   list.addEventListener("click", (event) => {
     const at = items().indexOf(event.target.closest("[role=option]"));
-    if (at >= 0) { go(items()[at]); pin(at, event.target); }
+    if (at >= 0) { go(items()[at]); pin(at, event); }
   });
 }
 
@@ -355,7 +357,7 @@ function palette(root) {
       scale.on.push(luminance(colour) > 0.18 ? "#000" : "#fff");
     }
   }
-  return { ink: get("--ink"), soft: get("--soft"), fill: get("--fill"), accent: get("--accent"), shares, kept };
+  return { shares, kept, ...Object.fromEntries(["ink", "soft", "fill", "card", "grey", "greyer", "accent"].map((name) => [name, get(`--${name}`)])) };
 }
 
 /** A canvas of so many CSS pixels, cleared, whatever the screen's density. */
@@ -373,13 +375,36 @@ function prepare(canvas, width, height) {
   return context;
 }
 
-// ---- the parts of the view: each returns {element, step(), point()} ----
+/** Stripes across a box at the top of a canvas, leaning to the right (1), to the left (−1), or upright (0). */
+function stripes(c, left, width, height, lean, colour) {
+  c.save();
+  c.beginPath();
+  c.rect(left, 0, width, height);
+  c.clip();
+  c.beginPath();
+  for (let x = left - Math.abs(lean) * height; x < left + width; x += lean ? 11 : 7) {
+    c.moveTo(x, lean < 0 ? 0 : height);
+    c.lineTo(x + Math.abs(lean) * height, lean < 0 ? height : 0);
+  }
+  c.strokeStyle = colour;
+  c.lineWidth = 3;
+  c.stroke();
+  c.restore();
+}
+
+/** As much of a word as so many pixels of a canvas have room for. */
+function fitted(c, word, room) {
+  const { width } = c.measureText(word), characters = [...word];
+  return width <= room ? word : characters.slice(0, Math.max(1, Math.floor(characters.length * room / width) - 1)).join("") + "…";
+}
+
+// ---- the parts of the view ----
 
 /** All segments at once: which of them wrote into which slot. */
 function overview(view, pane) {
   const { trace } = pane, { S, M } = trace, rowHeight = Math.max(2, Math.min(9, Math.floor(128 / M))), height = M * rowHeight;
   const canvas = h("canvas", { "aria-hidden": "true" }), note = h("p", { class: "mgx-read-out mgx-soft", "aria-hidden": "true" });
-  let base = null, width = 0;
+  let base = null, painted = null, width = 0;
 
   function paintBase() { // at most one column for a pixel: of the segments that share one, the strongest write is shown
     const columns = Math.min(S, Math.max(1, Math.floor(width))), levels = new Uint8Array(columns * M);
@@ -392,13 +417,14 @@ function overview(view, pane) {
     }
     const image = new ImageData(columns, M);
     levels.forEach((level, i) => image.data.set([...view.colours.shares.ramp[level], 255], 4 * i));
+    painted = view.colours;
     base = h("canvas", { width: columns, height: M });
     base.getContext("2d").putImageData(image, 0, 0);
   }
 
   function draw() {
     if (!width) return;
-    if (!base) paintBase();
+    if (!base || painted !== view.colours) paintBase();
     const c = prepare(canvas, width, height + 20), x = (s) => s * width / S, w = Math.max(width / S, 3);
     c.fillStyle = view.colours.fill;
     c.fillRect(0, 0, width, height);
@@ -450,20 +476,20 @@ function overview(view, pane) {
       "Below the columns: where the slot's tokens (bars) or the token (triangle) that you point at come from."), canvas, note);
   element.classList.add("mgx-overview");
   view.observeSize(canvas.parentElement, () => { width = canvas.clientWidth; base = null; draw(); });
-  return { element, step: draw, point: draw, repaint: () => { base = null; draw(); } };
+  return { element, draw };
 }
 
 /** The tokens of the segment at hand, and on demand the segments before it. */
 function text(view, pane) {
   const { trace } = pane;
   const chips = Array.from({ length: Math.min(trace.L, trace.T) }, (_, i) =>
-    h("span", { class: "mgx-token", role: "option", tabindex: i ? -1 : 0, "aria-selected": "false", "data-i": i }, bdi(""), h("small", { "aria-hidden": "true" }), hidden("")));
+    h("span", { class: "mgx-token", role: "option", tabindex: i ? -1 : 0, "aria-selected": "false", "data-i": i }, bdi(""), h("small")));
   const list = h("div", { class: "mgx-tokens", role: "listbox", "aria-label": `Tokens${pane.of}` }, chips);
   const before = h("div"), more = h("details", { class: "mgx-before", ontoggle: fillBefore }, h("summary", {}, "Text before this segment"), before);
   const shown = () => chips.slice(0, trace.length(view.step));
-  const token = (target) => { const chip = target.closest(".mgx-token"); return chip ? view.step * trace.L + Number(chip.dataset.i) : null; };
+  const token = ({ target }) => { const chip = target.closest(".mgx-token"); return chip ? view.step * trace.L + Number(chip.dataset.i) : null; };
   roving(list, shown, { vertical: false, pin: (i) => view.pin("token", view.step * trace.L + i) });
-  view.pointing(list, (target) => ({ token: token(target) }));
+  view.pointing(list, (event) => ({ token: token(event) }));
   const says = h("p", { class: "mgx-says" }), title = h("span");
 
   function fillBefore() {
@@ -494,11 +520,11 @@ function text(view, pane) {
     if (view.slot !== null && view.slot < trace.M) trace.made(view.step, view.slot).forEach(({ token, share }) => of.set(token, share));
     const held = heldNow();
     shown().forEach((chip, i) => {
-      const t = start + i, slots = held.get(t) ?? [], [, badge, spoken] = chip.children;
-      chip.className = `mgx-token${of.has(t) ? " mgx-of" : ""}${t === view.token ? " mgx-at" : ""}`;
+      const t = start + i, slots = held.get(t) ?? [], part = of.get(t);
+      chip.className = `mgx-token${part ? " mgx-of" : ""}${t === view.token ? " mgx-at" : ""}`;
       chip.setAttribute("aria-selected", String(t === view.pinned.token));
-      setText(badge, of.has(t) ? `${brief(of.get(t))}%` : slots.slice(0, 3).map(({ slot }) => slot).join(" ") + (slots.length > 3 ? " …" : ""));
-      setText(spoken, (of.has(t) ? `, ${percent(of.get(t))} of slot ${view.slot}` : "") +
+      setText(chip.lastChild, part ? `${brief(part)}%` : slots.slice(0, 3).map(({ slot }) => slot).join(" ") + (slots.length > 3 ? " …" : ""));
+      chip.setAttribute("aria-label", visible(trace.text(t)) + (part ? `, ${percent(part)} of slot ${view.slot}` : "") +
         (slots.length ? `, held by ${slots.map(({ slot, share }) => `slot ${slot}: ${percent(share)}`).join(", ")}` : ""));
       chip.style.borderBottomColor = slots.length ? trace.colour(t).fill : "";
     });
@@ -524,51 +550,61 @@ function text(view, pane) {
 /** The slots: a bar of what each is made of, the same in words, and how far the segment moved it. */
 function slots(view, pane) {
   const { trace } = pane, rows = Array.from({ length: trace.M }, (_, slot) => {
-    const parts = Array.from({ length: trace.K + 2 }, () => h("span"));
+    const bar = h("canvas", { class: "mgx-bar", "aria-hidden": "true" }), says = h("span"), moved = h("span"), holds = h("b");
     const row = h("div", { class: "mgx-slot", role: "option", tabindex: slot ? -1 : 0, "aria-selected": "false", "data-slot": slot },
-      h("span", {}, `slot ${slot}`), h("span", { class: "mgx-bar", "aria-hidden": "true" }, parts), h("span"), h("span", {}, h("span"), h("b")));
-    return { row, parts, says: row.children[2], moved: row.children[3].firstChild, holds: row.children[3].lastChild };
+      h("span", {}, `slot ${slot}`), bar, says, h("span", {}, moved, holds));
+    return { row, bar, says, moved, holds };
   });
   const list = h("div", { role: "listbox", "aria-label": `Slots${pane.of}` }, rows.map(({ row }) => row));
-  const find = (target) => {
-    const row = target.closest(".mgx-slot"), token = Number(target.dataset.token ?? -1);
-    return row ? { slot: Number(row.dataset.slot), ...(token >= 0 ? { token } : {}) } : {};
+  let width = 0; // of a bar
+  const find = ({ target, offsetX }) => {
+    const row = target.closest(".mgx-slot"), slot = Number(row?.dataset.slot);
+    let end = 0;
+    const part = row && target.matches(".mgx-bar") ? trace.parts(view.step, slot).find(({ share }) => (end += share * width) > offsetX) : null;
+    return row ? { slot, token: part?.token } : {};
   };
-  roving(list, () => rows.map(({ row }) => row), { vertical: true, pin: (slot, target) => {
+  roving(list, () => rows.map(({ row }) => row), { vertical: true, pin: (slot, event) => {
     view.pin("slot", slot);
-    if (target && find(target).token !== undefined && view.pinned.slot === slot) view.pin("token", find(target).token, true);
+    const { token } = event ? find(event) : {};
+    if (token !== undefined && view.pinned.slot === slot) view.pin("token", token, true);
   } });
   view.pointing(list, find);
 
-  function bar(parts, made, rest, initial) {
-    parts.forEach((part, i) => {
-      const kind = ["mgx-initial", "mgx-rest"][parts.length - 1 - i] ?? "", source = made[i];
-      const share = kind === "mgx-initial" ? initial : kind ? rest : source?.share ?? 0;
-      part.style.display = share === 0 ? "none" : "";
-      if (share === 0) { part.dataset.token = -1; return; }
-      part.style.width = `${100 * share}%`;
-      const word = kind === "mgx-initial" ? "initial" : kind ? "other" : named(trace.text(source.token));
-      setText(part, share >= 0.14 ? word : "");
-      part.className = kind + (share < 0.04 ? " mgx-thin" : "");
-      if (kind || Number(part.dataset.token) === source.token) return;
-      const { fill, ink, pattern } = trace.colour(source.token);
-      part.dataset.token = source.token;
-      part.style.background = pattern === "none" ? fill : `${pattern.replace("#fff6", ink === "#fff" ? "#0006" : "#fff6")}, ${fill}`;
-      part.style.textShadow = `0 0 2px ${fill}, 0 0 4px ${fill}`; // keeps the pattern away from the word
-      part.style.color = ink;
+  function draw() {
+    const { colours } = view;
+    if (width) rows.forEach(({ bar }, slot) => {
+      const c = prepare(bar, width, 20);
+      let end = 0;
+      for (const { token, share, short } of trace.parts(view.step, slot)) {
+        const x = Math.round(end), wide = Math.round(end += share * width) - x, initial = short === "initial";
+        if (wide <= 0) continue;
+        const { fill, ink, pattern } = short ? { fill: colours.greyer, ink: colours.ink, pattern: initial ? 1 : null } : trace.colour(token);
+        c.fillStyle = fill;
+        c.fillRect(x, 0, wide, 20);
+        if (pattern !== null) stripes(c, x, wide, 20, pattern, initial ? colours.grey : ink === "#fff" ? "#0006" : "#fff6");
+        if (share >= 0.14) {
+          const word = fitted(c, short ?? named(trace.text(token)), wide - 4);
+          c.strokeStyle = fill; // keeps the pattern away from the word
+          c.lineWidth = 4;
+          if (pattern !== null) c.strokeText(word, x + 4, 10.5);
+          c.fillStyle = ink;
+          c.fillText(word, x + 4, 10.5);
+        }
+        c.fillStyle = colours.card;
+        c.fillRect(x + wide - 1, 0, 1, 20);
+        if (token === undefined || token !== view.token) continue;
+        c.strokeStyle = colours.ink;
+        c.lineWidth = 2;
+        c.strokeRect(x + 1, 1, wide - 2, 18);
+      }
     });
   }
 
   function step() {
-    rows.forEach(({ row, parts, says, moved }, slot) => {
+    rows.forEach(({ row, says, moved }, slot) => {
       const distance = trace.moved[view.step * trace.M + slot];
       row.classList.toggle("mgx-moved", distance > 0);
       setText(moved, distance > 0 ? `moved ${size(distance)}` : "unmoved");
-      const since = trace.since[view.step * trace.M + slot];
-      if (row.since !== since || distance > 0) { // otherwise the bar still stands
-        bar(parts, trace.made(view.step, slot), trace.restShare(view.step, slot), trace.initialShare(view.step, slot));
-      }
-      row.since = since;
       says.replaceChildren(...nodes(trace.sentence(view.step, slot)));
     });
     point();
@@ -576,18 +612,18 @@ function slots(view, pane) {
 
   function point() {
     const holding = new Map(view.token === null ? [] : trace.holders(view.step, view.token).map(({ slot, share }) => [slot, share]));
-    rows.forEach(({ row, parts, holds }, slot) => {
+    rows.forEach(({ row, holds }, slot) => {
       row.classList.toggle("mgx-holds", holding.has(slot));
       row.classList.toggle("mgx-at", slot === view.slot);
       row.setAttribute("aria-selected", String(slot === view.pinned.slot));
       setText(holds, holding.has(slot) ? `${percent(holding.get(slot))} of it` : "");
-      parts.forEach((part) => part.classList.toggle("mgx-at", Number(part.dataset.token ?? -1) === view.token));
     });
   }
   const element = card(view, pane, "What each slot is made of",
     h("p", { class: "mgx-soft" }, "A token has the same colour and pattern in every slot; grey is what is left of the slot’s initial value, and all other tokens together.",
       trace.exact ? "" : " This model's rule does not mix token values: what is shown is what its write attention, a summary, amounts to."), list);
-  return { element, step, point };
+  view.observeSize(list, () => { width = rows[0].bar.clientWidth; draw(); });
+  return { element, draw, step, point };
 }
 
 /** What is pointed at, or pinned: a token, a slot, or both. */
@@ -619,11 +655,8 @@ function panel(view, pane) {
   }
 
   function aboutSlot(slot) {
-    const i = view.step * trace.M + slot, rest = trace.restShare(view.step, slot), initial = trace.initialShare(view.step, slot);
-    const made = trace.made(view.step, slot).map(({ token, share }) => meter(h("button", { type: "button", onclick: () => view.pin("token", token) },
-      bdi(named(trace.text(token))), ` · segment ${trace.segment(token)}`), share));
-    if (rest > 0) made.push(meter("other tokens", rest));
-    if (initial > 0) made.push(meter("its initial value", initial));
+    const i = view.step * trace.M + slot, made = trace.parts(view.step, slot).filter(({ share }) => share > 0).map(({ token, share, name }) =>
+      meter(name ?? h("button", { type: "button", onclick: () => view.pin("token", token) }, bdi(named(trace.text(token))), ` · segment ${trace.segment(token)}`), share));
     const since = trace.since[i];
     return [
       h(`h${view.level + 2}`, {}, `Slot ${slot}`), h("p", { class: "mgx-soft" }, pinnedNote("slot").trim()),
@@ -711,6 +744,7 @@ function matrix(view, pane, { title, about, columns, value, say, wordOf }) {
     if (view.slot !== null && view.slot < M) c.strokeRect(x(columns[0], cell) - 1, top + view.slot * cell - 1, x(n + 1, cell) - x(columns[0], cell) + 1, cell + 1);
     const column = view.token === null ? -1 : view.token - view.step * L + 1;
     if (column >= 1 && column <= n) c.strokeRect(x(column, cell) - 1, top - 1, cell + 1, M * cell + 1);
+    cursor.column = Math.min(cursor.column, n);
     if (region.matches(":focus")) {
       c.strokeStyle = colours.ink;
       c.strokeRect(x(cursor.column, cell), top + cursor.row * cell, cell - 1, cell - 1);
@@ -764,9 +798,7 @@ function matrix(view, pane, { title, about, columns, value, say, wordOf }) {
   });
   readOut(null);
   const element = card(view, pane, heading, h("p", { class: "mgx-soft" }, about.text), region, note);
-  return { element, point: draw, repaint: draw, step() {
-    cursor.column = Math.min(cursor.column, trace.length(view.step));
-    draw();
+  return { element, draw, step() {
     setText(heading, title());
     if (region.matches(":focus-visible")) readOut(cursor);
   } };
@@ -818,7 +850,7 @@ function tables(view, pane) {
       table(`Slots after segment ${view.step}`, ["slot", "made of", "initial value", "other tokens", "kept in this segment", "moved", ...(trace.gradient ? ["gradient"] : [])], ofSlots),
       table(`Tokens of segment ${view.step}`, ["token", "held now by", "written to", `read from (${view.readName()})`, "expected next", "entropy, nats"], ofTokens));
   }
-  return { element, step: fill, point() {} };
+  return { element, step: fill };
 }
 
 /** First, back, play, next, last; a slider; a number; speed, layer and head. */
@@ -858,18 +890,24 @@ function toolbar(view) {
     play.setAttribute("aria-label", label);
     play.title = label;
   }
-  return { element, step, point() {}, playing };
+  return { element, step, playing };
 }
 
 // ---- all together ----
 
 const NAMES = ["step", "layer", "head", "token", "slot"];
 
-/** Shows a model in `root`. level: of its first heading; keyboard: where keys are listened to. Returns what takes it all down again. */
-async function mount(model, root, level, keyboard = root) {
-  const { title, names, traces: packed } = model.get("payload"), traces = await Promise.all(packed.map(unpack)), cleanup = [];
+/** Shows a model in a new element inside `parent`. level: of its first heading; keyboard: where keys are listened to, if not there.
+ * Returns what takes it all down again. */
+async function mount(model, parent, level, keyboard) {
+  const { title, names, traces: packed } = model.get("payload"), traces = await Promise.all(packed.map(unpack));
+  // JupyterLab would take keys such as "." and "l" for its own shortcuts.
+  const root = h("div", { class: "mgx", role: "region", "aria-label": title, tabindex: -1, "data-lm-suppress-shortcuts": "true" });
+  const cleanup = [() => root.remove()];
+  parent.append(root);
   const live = h("p", { class: "mgx-hidden", role: "status", "aria-live": "polite" });
-  let hovered = {}, timer = null, parts = [];
+  let hovered = {}, timer = null;
+  const parts = [];
   const view = {
     root, level, traces, numbers: false, speed: 2, playing: false, colours: null, pinned: {}, step: model.get("step"),
     say: (sentence) => setText(live, sentence),
@@ -884,9 +922,8 @@ async function mount(model, root, level, keyboard = root) {
     },
     /** Lets pointer and keyboard focus inside an element point at what `find` says. */
     pointing(element, find) {
-      element.addEventListener("mouseover", (event) => view.hover(find(event.target)));
+      for (const moved of ["mouseover", "mousemove", "focusin"]) element.addEventListener(moved, (event) => view.hover(find(event)));
       element.addEventListener("mouseleave", () => view.hover({}));
-      element.addEventListener("focusin", (event) => view.hover(find(event.target)));
       element.addEventListener("focusout", (event) => view.leave(event));
     },
     /** Keyboard focus goes elsewhere. Into the panel it takes along what is pointed at, or the panel's buttons would vanish under it. */
@@ -903,7 +940,7 @@ async function mount(model, root, level, keyboard = root) {
       observer.observe(element);
       cleanup.push(() => observer.disconnect());
     },
-    repaint() { view.colours = palette(root); parts.forEach((part) => part.repaint?.()); },
+    repaint() { view.colours = palette(root); parts.forEach((part) => part.draw?.()); },
   };
 
   /** Reads the model, then lets every part show it. whole: something else than what is pointed at may be another. */
@@ -916,7 +953,8 @@ async function mount(model, root, level, keyboard = root) {
     NAMES.forEach((name) => { (name in view.pinned || name === "token" || name === "slot" ? view.pinned : view)[name] = model.get(name); });
     view.token = hovered.token ?? view.pinned.token;
     view.slot = hovered.slot ?? view.pinned.slot;
-    parts.forEach((part) => (whole ? part.step() : part.point()));
+    parts.forEach((part) => part.draw?.()); // first: text on a canvas makes the browser work out every style that has changed so far
+    parts.forEach((part) => (whole ? part.step?.() : part.point?.()));
   }
 
   const wide = () => { // by the widget's own width, which a notebook or a page decides; container queries would slow every step down
@@ -933,8 +971,7 @@ async function mount(model, root, level, keyboard = root) {
     return h("div", { class: "mgx-pane" }, name ? h("p", { class: "mgx-title" }, bdi(name)) : null, all.element, h("div", { class: "mgx-main" }, words.element, boxes.element),
       facts.element, h("div", { class: "mgx-matrices" }, wrote.element, read.element), table.element);
   });
-  // Canvases first: writing on one makes the browser work out every style that has changed so far.
-  parts = [...parts.filter((part) => part.repaint), ...parts.filter((part) => !part.repaint), tools];
+  parts.push(tools);
   const { T, S, L, M } = traces[0];
   const help = h("p", { class: "mgx-help mgx-soft" }, "Keys: ", [[".", "next segment"], [",", "back"], ["p", "play or pause"], ["f", "first"], ["l", "last"], ["Tab", "to the next part"],
     ["arrows", "inside a part"], ["Enter", "pin"], ["Esc", "let go"]].flatMap(([key, does], i) => [i ? " · " : "", h("kbd", {}, key), ` ${does}`]));
@@ -953,8 +990,9 @@ async function mount(model, root, level, keyboard = root) {
     event.preventDefault();
     event.stopPropagation();
   }
-  keyboard.addEventListener("keydown", keys);
-  cleanup.push(() => keyboard.removeEventListener("keydown", keys), () => clearInterval(timer), followTheme(root, view.repaint));
+  const listening = keyboard ?? root;
+  listening.addEventListener("keydown", keys);
+  cleanup.push(() => listening.removeEventListener("keydown", keys), () => clearInterval(timer), followTheme(root, view.repaint));
   view.colours = palette(root);
   const changed = { step: () => { update(true); view.say(traces.map((trace, i) => (panes.length > 1 ? `${names[i]}: ` : "") + flat(trace.event(view.step))).join(" ")); },
     layer: () => update(true), head: () => update(true), token: () => update(false), slot: () => update(false) };
@@ -983,29 +1021,32 @@ function followTheme(root, f) {
 
 /** Called by Jupyter, for every place in which the widget is shown. */
 async function render({ model, el }) {
-  // JupyterLab would take keys such as "." and "l" for its own shortcuts.
-  const root = h("div", { class: "mgx", role: "region", "aria-label": model.get("payload").title, tabindex: -1, "data-lm-suppress-shortcuts": "true" });
-  el.append(root);
-  let stop = await mount(model, root, 2);
-  const again = async () => { stop(); stop = await mount(model, root, 2); };
+  let stop = await mount(model, el, 2);
+  const again = async () => { stop(); stop = await mount(model, el, 2); };
   model.on("change:payload", again);
   return () => { stop(); model.off("change:payload", again); };
 }
 
-/** Shows the payload that stands in the page. */
-async function openPage() {
-  const state = JSON.parse(document.querySelector("script[type='application/json']").textContent), listeners = {};
+/** Shows, inside an element of any page, what MemoryExplorer keeps for it in a notebook's output: {payload, step, layer, head, token, slot}.
+ * level: of its first heading; keyboard: where keys are listened to, undefined: while the focus is inside. Returns what takes it down. */
+export function show(state, parent, level = 2, keyboard = undefined) {
+  const values = { ...state }, listeners = {};
   const model = {
-    get: (name) => state[name],
-    set(name, value) { if (state[name] !== value) { state[name] = value; (listeners[name] ?? []).forEach((f) => f()); } },
+    get: (name) => values[name],
+    set(name, value) { if (values[name] !== value) { values[name] = value; (listeners[name] ?? []).forEach((f) => f()); } },
     save_changes() {},
     on: (event, f) => (listeners[event.slice(7)] ??= []).push(f),
     off() {},
   };
-  const root = h("div", { class: "mgx mgx-page", tabindex: -1 });
+  return mount(model, parent, level, keyboard);
+}
+
+/** Shows the state that stands in the page. */
+function openPage() {
+  const main = document.querySelector("main");
+  main.classList.add("mgx-page");
   document.body.style.margin = "0";
-  document.querySelector("main").append(root);
-  await mount(model, root, 1, document); // nothing else on the page wants a key
+  return show(JSON.parse(document.querySelector("script[type='application/json']").textContent), main, 1, document); // nothing else wants a key
 }
 
 export default { render };

@@ -1,7 +1,8 @@
 """Stepping through a trace: the text, the slots, what was written and what was read, in a notebook or in a file of its own.
 
 `MemoryExplorer` packs one or two traces into a payload; `explorer.js`, one module without dependencies, shows it. In a notebook it
-is a widget (anywidget); `to_html` puts module and payload into one file that needs neither a kernel nor a network.
+is a widget (anywidget); `to_html` puts module and payload into one file that needs neither a kernel nor a network. What stays in a
+notebook's output is a picture, a text, and the state as JSON, of which `show` of explorer.js makes a live view in any page.
 
 The payload is `{title, names, traces}`. A trace's arrays stand one after the other in one block of bytes, each at a multiple of 4,
 deflated and written in base64; `arrays` says where each is, of which type and shape. Shares, which lie between 0 and 1, are whole
@@ -20,7 +21,9 @@ import numpy as np
 import traitlets
 
 from ..tracing import MemoryTrace
+from .figures import Picture, memory_after
 
+MIME = "application/vnd.memgpt-lite.explorer+json"  # of the state in a notebook's output
 SCRIPT = Path(__file__).with_name("explorer.js")
 
 # The policy lets the page run this one script and nothing else, and load nothing, whatever a token may say.
@@ -36,7 +39,7 @@ img-src data:; base-uri 'none'; form-action 'none'">
 </head>
 <body>
 <main></main>
-<noscript><pre>{text}</pre></noscript>
+<noscript><img src="data:image/webp;base64,{picture}" alt="{alt}" style="max-width: 100%"><pre>{text}</pre></noscript>
 <script type="application/json">{payload}</script>
 <script type="module">{script}</script>
 </body>
@@ -51,7 +54,8 @@ class MemoryExplorer(anywidget.AnyWidget):
     names: what to call the two.
 
     `step`, the segment that is shown; `layer`, the number of a block that reads, and `head`, None for the mean over all;
-    `token` and `slot`, what is pinned, None for nothing: all can be set and observed. Where no widget runs, a text stands.
+    `token` and `slot`, what is pinned, None for nothing: all can be set and observed. Where no widget runs, a picture of the segment
+    shown stands, with alternative text.
 
     Raises `ValueError` for traces that do not fit each other, `traitlets.TraitError` for a step, layer, head, token or slot that the
     trace does not have.
@@ -86,15 +90,16 @@ class MemoryExplorer(anywidget.AnyWidget):
     def to_html(self, path: str | Path) -> Path:
         """Write the explorer, as it stands, into one file for any browser: without a kernel, without a network. Returns the path."""
         script = SCRIPT.read_text("utf-8") + "\nopenPage();\n"
-        state = {name: getattr(self, name) for name in ("payload", "step", "layer", "head", "token", "slot")}
-        path = Path(path)
+        picture, path = self.picture(), Path(path)
         path.write_text(
             PAGE.format(
                 digest=b64encode(sha256(script.encode()).digest()).decode(),
                 title=html.escape(self.payload["title"]),
-                text=html.escape(_clean(self.in_words())),
+                picture=b64encode(picture.webp()).decode(),
+                alt=html.escape(picture.alt),
+                text=html.escape(self.in_words()),
                 # json.dumps writes everything beyond ASCII as \uXXXX; "<" is the only character left that could end the element
-                payload=json.dumps(state).replace("<", "\\u003c"),
+                payload=json.dumps(self.state()).replace("<", "\\u003c"),
                 script=script,
             ),
             "utf-8",
@@ -107,11 +112,22 @@ class MemoryExplorer(anywidget.AnyWidget):
         for name, trace in zip(self.names, self._traces):
             lines += [f"{name}:"] if len(self._traces) > 1 else []
             lines += [trace.in_words(slot, self.step + 1) for slot in range(trace.moved.shape[1])]
-        return "\n".join(lines)
+        return _clean("\n".join(lines))
+
+    def picture(self) -> Picture:
+        """What the segment that is shown wrote, and what every slot holds after it."""
+        names = self.payload["names"] if len(self._traces) > 1 else [""]
+        return memory_after(list(zip(names, self._traces)), self.step, self.payload["title"])
+
+    def state(self) -> dict:
+        """All that explorer.js needs in order to show the explorer as it stands."""
+        return {name: getattr(self, name) for name in ("payload", "step", "layer", "head", "token", "slot")}
 
     def _repr_mimebundle_(self, **options) -> tuple[dict, dict]:
         data, metadata = super()._repr_mimebundle_(**options)
-        return {**data, "text/plain": self.in_words() + "\nRun this cell to step through it."}, metadata
+        drawn, about = self.picture().bundle()
+        text = self.in_words() + "\nRun this cell to step through it."
+        return {**data, **drawn, MIME: self.state(), "text/plain": text}, {**metadata, **about}
 
     @traitlets.validate("step", "layer", "head", "token", "slot")
     def _check(self, proposal) -> int | None:

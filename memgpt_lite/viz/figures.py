@@ -6,6 +6,7 @@ and none stands alone: what matters is also written.
 """
 
 import io
+import warnings
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
+
+from ..tracing import MemoryTrace, percent
 
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442",
@@ -50,8 +53,17 @@ class Picture(Figure):
 
     def png(self) -> bytes:
         """The picture as a PNG file."""
+        return self._file(format="png", metadata={"Software": None})
+
+    def webp(self) -> bytes:
+        """The same as a WebP file, without loss and a third as large: every browser shows it, a notebook does not."""
+        return self._file(format="webp", pil_kwargs={"lossless": True})
+
+    def _file(self, **options) -> bytes:
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", metadata={"Software": None})
+        with warnings.catch_warnings():  # a box stands for what the font lacks; the alternative text has the word
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            self.savefig(buffer, **options)
         return buffer.getvalue()
 
     def bundle(self) -> tuple[dict, dict]:
@@ -73,10 +85,6 @@ def _check_tokens(tokens: Sequence[str], count: int) -> list[str]:
     if len(tokens) != count:
         raise ValueError(f"{len(tokens)} tokens were given for {count} positions: pass one word for each")
     return list(tokens)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%"
 
 
 def slots(memory: Tensor, title: str = "The memory: one row a slot") -> Picture:
@@ -111,7 +119,7 @@ def slots_through_time(memories: Sequence[Tensor], title: str = "How far each sl
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     picture.colorbar(image, label="root mean square change")
     picture.alt = (
-        f"{title}. A heat map of {moved.shape[0]} slots by {moved.shape[1]} segments. {_percent(still.mean())} of the cells are "
+        f"{title}. A heat map of {moved.shape[0]} slots by {moved.shape[1]} segments. {percent(still.mean())} of the cells are "
         f"exactly zero; the largest change is {moved.max():.2f}, in segment {moved.max(0).argmax()}."
     )
     return picture
@@ -132,7 +140,7 @@ def _say_write(attention: np.ndarray, tokens: Sequence[str]) -> str:
         if keep[slot] < 0.99:
             token = write[slot].argmax()
             says.append(
-                f"Slot {slot} keeps {_percent(keep[slot])} and takes {_percent(write[slot, token])} from “{tokens[token]}”."
+                f"Slot {slot} keeps {percent(keep[slot])} and takes {percent(write[slot, token])} from “{tokens[token]}”."
             )
     return " ".join(says)
 
@@ -167,7 +175,7 @@ def read_picture(read_attention: Tensor, tokens: Sequence[str], title: str = "Wh
     says = []
     for position in np.argsort(-attention.max((0, 2)))[:4]:
         head, slot = np.unravel_index(attention[:, position].argmax(), (heads, count))
-        says.append(f"“{tokens[position]}” reads {_percent(attention[head, position, slot])} from slot {slot} (head {head}).")
+        says.append(f"“{tokens[position]}” reads {percent(attention[head, position, slot])} from slot {slot} (head {head}).")
     picture.alt = f"{title}. Heat maps of {length} tokens by {count} slots, one for each of {heads} heads. {' '.join(says)}"
     return picture
 
@@ -202,14 +210,14 @@ def _draw_provenance(axes, shares: np.ndarray, tokens: Sequence[str], show: int 
                         parse_math=False,
                     )
                 left += share
-        rest = max(0.0, row[1:].sum() - left)
+        rest = max(0.0, 1 - row[0] - left)
         axes.barh(slot, rest, left=left, color=GREY, edgecolor="white", hatch="//", height=0.85)
         axes.barh(slot, row[0], left=left + rest, color="#EEEEEE", edgecolor=GREY, height=0.85)
         token = strongest[0]
         says.append(
-            f"slot {slot}: {_percent(row[1 + token])} “{tokens[token]}”"
+            f"slot {slot}: {percent(row[1 + token])} “{tokens[token]}”"
             if row[1 + token] > row[0]
-            else f"slot {slot}: {_percent(row[0])} its initial value"
+            else f"slot {slot}: {percent(row[0])} its initial value"
         )
     axes.set(xlim=(0, 1), xlabel="share of the slot (grey: other tokens · pale: initial slot)", ylabel="slot")
     return says
@@ -227,6 +235,15 @@ def provenance_bars(shares: Tensor, tokens: Sequence[str], title: str = "What ea
     return picture
 
 
+def _draw_memory(update, holds, attention, tokens: Sequence[str], shares, all_tokens: Sequence[str], of: str = "") -> str:
+    """What a segment wrote, and what the slots hold after it, in two panels; returns it in words. of: begins the titles."""
+    update.figure.colorbar(_draw_write(update, attention, tokens), ax=update, label="share")
+    update.set_title(f"{of}this segment's update", parse_math=False)
+    says = _draw_provenance(holds, shares, all_tokens)
+    holds.set_title(f"{of}what each slot is made of now", parse_math=False)
+    return f"{of}This segment's update. {_say_write(attention, tokens)} What the slots hold: {'; '.join(says)}."
+
+
 def memory_at(write_attention: Tensor, tokens: Sequence[str], shares: Tensor, all_tokens: Sequence[str], title: str) -> Picture:
     """What has this segment changed, and what do the slots hold after it?
 
@@ -237,12 +254,42 @@ def memory_at(write_attention: Tensor, tokens: Sequence[str], shares: Tensor, al
     all_tokens = _check_tokens(all_tokens, values.shape[1] - 1)
     picture = Picture(figsize=(10.5, 1.8 + 0.19 * len(attention)))
     left, right = picture.subplots(1, 2, width_ratios=(1.25, 1))
-    picture.colorbar(_draw_write(left, attention, tokens), ax=left, label="share")
-    left.set_title("this segment's update")
-    says = _draw_provenance(right, values, all_tokens)
-    right.set_title("what each slot is made of now")
+    says = _draw_memory(left, right, attention, tokens, values, all_tokens)
     picture.suptitle(title, x=0.02, ha="left", fontsize=12)
-    picture.alt = f"{title}. Left, the update: {_say_write(attention, tokens)} Right, what the slots hold: {'; '.join(says)}."
+    picture.alt = f"{title}. {says}"
+    return picture
+
+
+def _word(token: str) -> str:
+    """A token as an axis can hold it: nothing invisible in it, and not long."""
+    word = "".join(c if c.isprintable() else "↵" if c == "\n" else "�" for c in token.removeprefix(" ") or token)
+    return word if len(word) <= 12 else word[:11] + "…"
+
+
+def memory_after(traces: Sequence[tuple[str, MemoryTrace]], step: int, title: str) -> Picture:
+    """What has segment `step` changed, and what do the slots hold after it? traces: of one text, each with its name ("": none)."""
+    tokens, length = traces[0][1].tokens, traces[0][1].segment_length
+    here = [_word(token) for token in tokens[step * length : (step + 1) * length]]
+    long = length > 24  # then the update gets the whole width
+    rows, columns = (2 * len(traces), 1) if long else (len(traces), 2)
+    heights = [1.6 + 0.19 * trace.moved.shape[1] for _, trace in traces for _ in range(2 if long else 1)]
+    picture = Picture(figsize=(10.5, sum(heights) + 0.3))
+    panels = picture.subplots(rows, columns, height_ratios=heights, width_ratios=None if long else (1.25, 1), squeeze=False)
+    says = []
+    for (name, trace), (update, holds) in zip(traces, panels.reshape(-1, 2)):
+        attention = trace.write_attention[step, :, : 1 + len(here)].astype(float)  # (M, 1 + L)
+        # float16 has rounded the greatest shares below 1 to 1
+        attention[:, 0] = np.minimum(attention[:, 0], np.where(trace.moved[step] > 0, np.nextafter(1, 0), 1))
+        sources, place = np.unique(trace.source_tokens[step + 1], return_inverse=True)  # (N): numbers of tokens, or −1; (M, K)
+        shares = np.zeros((len(attention), 1 + len(sources)))
+        shares[:, 0] = trace.initial_share[step + 1]
+        np.put_along_axis(shares, 1 + place.reshape(len(shares), -1), trace.source_shares[step + 1], axis=1)
+        of = f"{name}: " if name else ""
+        says.append(_draw_memory(update, holds, attention, here, shares, [_word(tokens[t]) for t in sources], of))
+        update.tick_params("x", labelsize=8 if long else 10)
+    title = f"{title}, after segment {step}"
+    picture.suptitle(title, x=0.02, ha="left", fontsize=12, parse_math=False)
+    picture.alt = f"{title}. {' '.join(says)}"
     return picture
 
 
@@ -281,15 +328,18 @@ def gradients_by_segment(gradients: dict[str, Tensor], title: str = "How far bac
     """How much does the memory after each segment still matter to the loss?
 
     gradients: by name, S + 1 entries each (S + 1, B, M, D), from `memory_gradients`. Zeros stand below the axis' break.
+    Raises `ValueError` without any.
     """
+    if not gradients:
+        raise ValueError("there is nothing to draw: pass at least one {name: memory_gradients(…)}")
     picture = Picture(figsize=(7, 3.4))
     axes = picture.subplots()
     says, norms = [], {}
     for name, gradient in gradients.items():
         values = _array(gradient)
         norms[name] = np.sqrt((values.reshape(len(values), -1) ** 2).sum(-1))[:-1]  # the last one is read by no segment
-    smallest = min(norm[norm > 0].min() for norm in norms.values() if (norm > 0).any())
-    floor = smallest / 10
+    positive = np.concatenate([norm[norm > 0] for norm in norms.values()])
+    floor = positive.min() / 10 if len(positive) else 0.0
     for index, (name, norm) in enumerate(norms.items()):
         axes.plot(np.where(norm > 0, norm, floor), marker="os^vD"[index % 5], label=name, color=COLOURS[index % len(COLOURS)])
         zero = int((norm == 0).sum())
@@ -297,19 +347,22 @@ def gradients_by_segment(gradients: dict[str, Tensor], title: str = "How far bac
             f"{name}: {norm[-1]:.1e} at the last segment, {norm[0]:.1e} at the first"
             + (f", exactly zero {zero} times" if zero else "")
         )
-    axes.set_yscale("log")
+    if floor:  # else all are zero
+        axes.set_yscale("log")
     if any((norm == 0).any() for norm in norms.values()):
         axes.axhline(floor, color=GREY, linestyle=":")
         axes.annotate("exactly 0", (0, floor), textcoords="offset points", xytext=(2, 9), color="#555555")
     axes.set(title=title, xlabel="memory before segment", ylabel="norm of ∂loss/∂memory")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
-    picture.alt = f"{title}. Lines on a logarithmic axis. {'; '.join(says)}."
+    picture.alt = f"{title}. Lines{' on a logarithmic axis' if floor else ''}. {'; '.join(says)}."
     return picture
 
 
 def loss_curve(history, title: str = "Learning, stage by stage") -> Picture:
-    """Does it learn? history: a `training.History`."""
+    """Does it learn? history: a `training.History`; raises `ValueError` for one without steps."""
+    if not len(history):
+        raise ValueError("this history has no steps to draw: train for at least one, then draw what `train` returned")
     steps = np.arange(1, len(history) + 1)
     picture = Picture(figsize=(7, 3.6))
     upper, lower = picture.subplots(2, 1, sharex=True)
@@ -330,4 +383,29 @@ def loss_curve(history, title: str = "Learning, stage by stage") -> Picture:
         f"{title}. Two curves over {len(history)} steps: the loss goes from {history.loss[0]:.2f} to {history.loss[-1]:.2f} nats, "
         f"the accuracy goes from {history.accuracy[0]:.2f} to {history.accuracy[-1]:.2f}; {stages}."
     )
+    return picture
+
+
+def which_slots(found, held: Tensor, word: str, title: str) -> Picture:
+    """Which slots does an answer depend on, and are they those that hold it?
+
+    found: a `memgpt_lite.interventions.Dependence`; held: (M,), how much of each slot comes from the answer; word: how that is shown.
+    """
+    without, alone, shares = _array(found.without), _array(found.alone), _array(held)
+    slots = np.arange(len(shares))
+    picture = Picture(figsize=(9, 1.5 + 0.2 * len(shares)))
+    left, right = picture.subplots(1, 2, sharey=True, width_ratios=(1, 1.5))
+    left.barh(slots, shares, color=ORANGE, height=0.7)
+    left.set(title="provenance", xlabel=f"share that comes from “{word}”", xlim=(0, 1.02), ylabel="slot", yticks=slots)
+    left.invert_yaxis()
+    right.axvline(found.probability, color=GREY, linestyle="--", linewidth=1)
+    right.axvline(found.guessed, color=GREY, linestyle=":", linewidth=1)
+    right.scatter(
+        without, slots, marker="o", s=45, facecolors="none", edgecolors=VERMILION, linewidths=1.6, label="without this slot"
+    )
+    right.scatter(alone, slots, marker="x", s=40, color=BLUE, label="with this slot alone")
+    right.set(title="ablation", xlabel=f"probability of “{word}” (dashed: all slots, dotted: none)", xlim=(-0.03, 1.03))
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3 if len(shares) < 8 else -0.16), ncols=2, frameon=False)
+    picture.suptitle(title, x=0.02, ha="left", fontsize=11)
+    picture.alt = f"{title} {found.in_words(word, held)}"
     return picture
