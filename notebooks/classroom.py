@@ -1,0 +1,108 @@
+"""For teachers: `python notebooks/classroom.py release FOLDER` makes what students get, `… solved FOLDER` copies with our solutions.
+
+The notebooks carry nbgrader's metadata: cells to write in, cells that are graded, answers to read. `release` lays out a course as nbgrader
+expects it and runs its `generate_assignment`, which records what is graded; from there on nbgrader's own commands collect and grade
+(https://nbgrader.readthedocs.io). Nothing needs to be taken out of the notebooks: our solutions are in the library.
+"""
+
+import argparse
+import ast
+import os
+import shutil
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+NOTEBOOKS = Path(__file__).parent
+ASSIGNMENT = "memgpt_lite"  # the name of the one assignment, which has a notebook for each lesson
+PLACEHOLDER = " ...  #"  # stands where the reader is to write
+SECONDS = 300  # after which a cell that does not come to an end counts as wrong
+
+
+def number_of(cell: NotebookNode) -> str | None:
+    """The number of the exercise that a cell is to be written for, None for every other cell."""
+    about = cell.metadata.get("nbgrader", {})
+    if cell.cell_type != "code" or not about.get("solution"):
+        return None
+    return about["grade_id"].removeprefix("exercise-").replace("-", ".")
+
+
+def solve(notebook: NotebookNode, numbers: Collection[str] | None = None) -> NotebookNode:
+    """A copy with our solutions in place of its placeholders, in the exercises `numbers` (None: all), without outputs."""
+    notebook = nbformat.from_dict(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        number = number_of(cell)
+        if number is not None and (numbers is None or number in numbers):
+            cell.source = solve_cell(cell.source, number)
+    return notebook
+
+
+def solve_cell(source: str, number: str) -> str:
+    """The source of a cell with a call of our function, or our value, in place of `return ...` or `name = ...`."""
+    lines = source.splitlines()
+    (at,) = (i for i, line in enumerate(lines) if PLACEHOLDER in line)
+    before, _ = lines[at].split(PLACEHOLDER)
+    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    arguments = f"({', '.join(argument.arg for argument in functions[-1].args.args)})" if functions else ""
+    lines[at] = f'{before} EXERCISES["{number}"].solution{arguments}'
+    return "\n".join(["from memgpt_lite.exercises import EXERCISES", "", *lines])
+
+
+def write_solved(folder: Path) -> None:
+    """Solved copies of all notebooks, not run yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        nbformat.write(solve(nbformat.read(path, as_version=4)), folder / path.name)
+
+
+def course(folder: Path):
+    """nbgrader's programming interface, for a course in a folder."""
+    from nbgrader.apps import NbGraderAPI  # slow to import, and not needed for `solved`
+    from traitlets.config import Config
+
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # where it looks for alembic
+    config = Config()
+    config.CourseDirectory.course_id = ASSIGNMENT
+    config.CourseDirectory.root = str(folder.resolve())
+    config.ClearSolutions.enabled = False  # there are none in the notebooks
+    config.Execute.timeout = SECONDS
+    return NbGraderAPI(config=config)
+
+
+def release(folder: Path) -> Path:
+    """Lay out a course in an empty folder and let nbgrader make the students' notebooks. Returns where they are.
+
+    Raises `FileExistsError` where there is something already, and `RuntimeError` with nbgrader's own words if it fails.
+    """
+    source = folder / "source" / ASSIGNMENT
+    if source.exists():
+        raise FileExistsError(f"{source} is there already: choose an empty folder, or delete it")
+    source.mkdir(parents=True)
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        if any("nbgrader" in cell.metadata for cell in nbformat.read(path, as_version=4).cells):
+            shutil.copy(path, source)
+    (folder / "nbgrader_config.py").write_text(
+        "c = get_config()\n"
+        f"c.CourseDirectory.course_id = {ASSIGNMENT!r}\n"
+        "c.ClearSolutions.enabled = False  # there are none in the notebooks\n"
+        f"c.Execute.timeout = {SECONDS}  # seconds a cell may take\n",
+        "utf-8",
+    )
+    outcome = course(folder).generate_assignment(ASSIGNMENT)
+    if not outcome["success"]:
+        raise RuntimeError(outcome["log"])
+    return folder / "release" / ASSIGNMENT
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="The notebooks for a class.")
+    parser.add_argument("what", choices=("release", "solved"))
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    where = release(given.folder) if given.what == "release" else (write_solved(given.folder), given.folder)[1]
+    print(f"written to {where}")

@@ -1,0 +1,357 @@
+"""Every exercise: ours is right, an untouched stub is not attempted, every named mistake is refused by its name."""
+
+import copy
+import dataclasses
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+import memgpt_lite as ml
+from memgpt_lite import exercises
+from memgpt_lite.exercises import EXERCISES, check, hint, solution
+from memgpt_lite.exercises.checking import Exercise, Mistake, examine
+
+SEEDS = (0, 1, 2)
+FUNCTIONS = [exercise for exercise in EXERCISES.values() if exercise.cases is not None]
+MISTAKES = [
+    pytest.param(exercise, mistake, id=f"{exercise.number}-{i}")
+    for exercise in EXERCISES.values()
+    for i, mistake in enumerate(exercise.mistakes)
+]
+
+
+@pytest.fixture(params=EXERCISES.values(), ids=lambda exercise: exercise.number)
+def exercise(request):
+    return request.param
+
+
+def test_every_notebook_from_01_to_07_has_at_least_three():
+    lessons = [number.split(".")[0] for number in EXERCISES]
+    assert all(lessons.count(str(lesson)) >= 2 for lesson in range(1, 8))  # and an open question, which nothing can check
+
+
+def test_ours_is_right(exercise):
+    for seed in SEEDS:
+        assert examine(exercise, exercise.solution, seed).status == "right"
+
+
+def test_an_untouched_stub_is_not_attempted(exercise):
+    for untouched in (None, ...):
+        assert examine(exercise, untouched, 0).status == "not attempted"
+        if exercise.cases is not None:
+            assert examine(exercise, lambda *arguments, u=untouched: u, 0).status == "not attempted"
+
+
+def test_has_four_mistakes_with_a_diagnosis_each(exercise):
+    assert len(exercise.mistakes) >= 4
+    assert len({mistake.says for mistake in exercise.mistakes}) == len(exercise.mistakes)
+
+
+@pytest.mark.parametrize(("exercise", "mistake"), MISTAKES)
+def test_a_mistake_is_refused_by_its_name(exercise, mistake):
+    for seed in SEEDS:
+        result = examine(exercise, mistake.attempt, seed)
+        assert result.status == "wrong"
+        assert mistake.says in result.says
+        assert result.best is exercise.solution
+
+
+def test_mistakes_caught_are_all_of_them():
+    caught = [examine(e.values[0], e.values[1].attempt, 7).status == "wrong" for e in MISTAKES]
+    assert sum(caught) == len(caught) >= 4 * len(EXERCISES)
+
+
+@pytest.mark.parametrize("exercise", FUNCTIONS, ids=lambda exercise: exercise.number)
+def test_a_slow_but_right_version_passes(exercise):
+    def slow(*arguments):  # by way of copies, detours and other functions
+        with torch.random.fork_rng(devices=[]):  # the detours draw no random numbers that the step itself draws
+            for _ in range(3):
+                exercise.solution(*copy.deepcopy(arguments))
+        return exercise.solution(*arguments)
+
+    assert examine(exercise, slow, 0).status == "right"
+
+
+@pytest.mark.parametrize("exercise", FUNCTIONS, ids=lambda exercise: exercise.number)
+def test_inputs_are_drawn_afresh_the_same_for_the_same_seed(exercise):
+    def draw(seed):
+        return list(exercise.cases(torch.Generator().manual_seed(seed)))
+
+    assert str(draw(3)) == str(draw(3)) or any(isinstance(x, torch.nn.Module) for case in draw(3) for x in case)
+    assert len(draw(3)) >= 3
+
+
+@pytest.mark.parametrize("exercise", FUNCTIONS, ids=lambda exercise: exercise.number)
+def test_an_attempt_that_raises_is_told_so(exercise):
+    def broken(*arguments):
+        raise ZeroDivisionError("on purpose")
+
+    result = examine(exercise, broken, 0)
+    assert result.status == "wrong"
+    assert "ZeroDivisionError: on purpose" in result.says
+
+
+def test_hints_go_on_and_stop_at_the_last(exercise, monkeypatch):
+    monkeypatch.setattr(exercises, "_hints_given", {})
+    assert 1 <= len(exercise.hints) <= 3
+    for text in (*exercise.hints, exercise.hints[-1]):
+        assert text in hint(exercise.number).data
+    assert "last" in hint(exercise.number).data
+
+
+def test_a_solution_shows_ours_and_what_to_notice(exercise):
+    shown = solution(exercise.number).data
+    assert exercise.notice in shown
+    ours = exercise.solution
+    assert (inspect.getsource(ours) if callable(ours) else repr(ours)) in shown
+
+
+def test_our_sentences_are_told_from_each_other():
+    texts = [text for exercise in EXERCISES.values() for text in (exercise.title, exercise.purpose)]
+    assert len(set(texts)) == len(texts)
+
+
+# ---- the machinery ----
+
+
+def double(x):
+    return 2 * x
+
+
+def cases(generator):
+    yield (torch.randn(3, generator=generator, requires_grad=True),)
+    yield (torch.randn(2, 5, generator=generator, dtype=torch.float64).requires_grad_(),)
+
+
+EXAMPLE = Exercise(
+    "0.0", "Double", "to test", 1, 1, double, ("a",), "b", cases, (Mistake(lambda x: 3 * x, "three times"),)
+)  # fmt: skip
+
+
+def in_place(x):
+    result = 2 * x
+    x.data.add_(1)
+    return result
+
+
+def right_but_wrong_gradient(x):
+    return x + x.detach()
+
+
+@pytest.mark.parametrize(
+    ("attempt", "says"),
+    [
+        (lambda x: 3 * x, "three times"),
+        (lambda x: 2.5 * x, "yours:"),
+        (lambda x: (2 * x).sum(), "the shape should be (3,), but is ()"),
+        (lambda x: (2 * x).double(), "the dtype should be torch.float32, but is torch.float64"),
+        (lambda x: (2 * x).tolist(), "a tensor of shape (3,) was expected, but list"),
+        (lambda x: (2 * x).detach(), "no gradient reaches x"),
+        (right_but_wrong_gradient, "the gradient at x is not"),
+        (in_place, "x was changed in place"),
+        (lambda x: 2 * x if x.dim() == 1 else None, "returned None"),
+        (lambda x, y: 2 * x, "raised TypeError"),
+        (7, "a function is asked for, not int 7"),
+    ],
+)
+def test_what_is_wrong_is_said(attempt, says):
+    result = examine(EXAMPLE, attempt, 0)
+    assert result.status == "wrong"
+    assert says in result.says
+
+
+def test_gradients_are_compared_where_a_notebook_has_switched_them_off():
+    with torch.no_grad():
+        assert "no gradient reaches x" in examine(EXAMPLE, lambda x: (2 * x).detach(), 0).says
+        assert examine(EXAMPLE, double, 0).status == "right"
+
+
+@pytest.mark.parametrize("truth", [True, np.True_, torch.tensor(True)])
+def test_a_truth_value_is_one_whatever_it_is_kept_in(truth):
+    asks = dataclasses.replace(EXAMPLE, solution=lambda x: True)
+    assert examine(asks, lambda x: truth, 0).status == "right"
+    for wrong in (False, np.False_, torch.tensor(False), 1, torch.tensor(1.0), "True"):
+        assert examine(asks, lambda x, w=wrong: w, 0).status == "wrong"
+        assert examine(dataclasses.replace(EXAMPLE, solution=lambda x: 1), lambda x: truth, 0).status == "wrong"
+
+
+def test_a_small_error_is_an_error_in_both_dtypes():
+    assert examine(EXAMPLE, lambda x: 2 * x * (1 + 2e-7), 0).status == "wrong"  # in float64, that is no rounding
+    assert examine(EXAMPLE, lambda x: x + x, 0).status == "right"
+
+
+def test_the_attempt_is_what_best_gives_once_it_is_right():
+    def mine(x):
+        return x + x
+
+    assert examine(EXAMPLE, mine, 0).best is mine
+    assert examine(EXAMPLE, ..., 0).best is double
+
+
+def test_yours_against_target_is_drawn_with_a_text():
+    result = check("4.3", lambda shares, write: torch.zeros(shares.size(0), shares.size(1) + write.size(1) - 1), seed=0)
+    assert "Two heat maps" in result.picture.alt
+    shown, _ = result._repr_mimebundle_()
+    assert 'alt="Two heat maps' in shown["text/html"]
+
+
+def test_what_an_attempt_says_never_becomes_markup():
+    def hostile(scores):
+        raise ValueError("<script>alert(1)</script>")
+
+    shown, _ = check("4.1", hostile)._repr_mimebundle_()
+    assert "<script>" not in shown["text/html"]
+    assert "<script>" in shown["text/plain"]
+
+
+def test_an_unknown_number_is_refused():
+    for function in (hint, solution, lambda number: check(number, ...)):
+        with pytest.raises(ValueError, match=r"there is no exercise '9.9': choose one of 1\.1"):
+            function("9.9")
+
+
+def test_where_nbgrader_grades_what_is_not_right_fails(monkeypatch):
+    monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
+    assert check("4.4", 69).status == "right"
+    for attempt in (..., 50):
+        with pytest.raises(exercises.NotRight, match=r"exercise 4\.4"):
+            check("4.4", attempt)
+
+
+# ---- our solutions are the library's steps ----
+
+
+def test_the_update_is_that_of_keep_attention():
+    torch.manual_seed(0)
+    rule = ml.KeepAttention(8).double()
+    memory, context = torch.randn(3, 4, 8).double(), torch.randn(3, 6, 8).double()
+    mask = torch.rand(3, 6) > 0.3
+    ours = EXERCISES["4.2"].solution(memory, rule.keep(memory), rule.query(memory), rule.key(context), rule.value(context), mask)
+    torch.testing.assert_close(ours, rule(memory, context, mask).memory)
+
+
+def test_provenance_is_carried_as_the_library_does():
+    writes = [torch.randn(1, 3, 1 + n).softmax(-1) for n in (4, 2, 5)]
+    shares = torch.ones(3, 1)
+    for write in writes:
+        shares = EXERCISES["4.3"].solution(shares, write[0])
+    torch.testing.assert_close(shares, ml.provenance(writes)[0])
+
+
+@pytest.mark.parametrize("text", ["the hat", "naïve 😀\n\t中文", " �", ""])
+def test_decoding_by_hand_is_the_tokenizers(text):
+    tokenizer = ml.train_tokenizer("the cat sat on the mat", vocab_size=300)
+    piece_of = {number: piece for piece, number in tokenizer.get_vocab().items()}
+    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    assert (
+        EXERCISES["1.1"].solution(tokenizer.encode(text), piece_of, byte_of) == text == tokenizer.decode(tokenizer.encode(text))
+    )
+
+
+def test_taking_the_padding_away_undoes_make_segments():
+    documents, asked = [[5, 6, 7, 5, 0], [0, 9]], [[True, False, False, True, True], [False, True]]
+    batch = ml.make_segments(documents, segment_length=3, pad_token_id=0, asked=asked)
+    assert EXERCISES["1.2"].solution(batch) == [([5, 6, 7, 5, 0], 3), ([0, 9], 1)]
+
+
+def test_labels_are_shifted_as_the_model_does():
+    torch.manual_seed(0)
+    model = ml.MemGPT(ml.MemGPTConfig(vocab_size=9, segment_length=3, n_embd=8, n_layer=1, n_head=1, memory_init="learned"))
+    batch = ml.make_segments([[[1, 2, 3, 4, 5], [6, 7]], [[3], [4, 5]]], 3, pad_token_id=0)
+    shifted = EXERCISES["1.3"].solution(batch["labels"], batch["attention_mask"], 3)
+    out = model(**batch)
+    torch.testing.assert_close(torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), shifted.flatten()), out.loss)
+    assert shifted[0].tolist() == [2, 3, 4, 5, -100, -100, 7, -100, -100]  # across the border; 6 follows padding
+
+
+@pytest.mark.parametrize(("n", "batch_size", "window"), [(36, 3, 4), (29, 4, 7), (12, 1, 5), (2, 1, 1)])
+def test_a_token_is_predicted_where_the_streams_have_it(n, batch_size, window):
+    truth = dict.fromkeys(range(n), "never")
+    for w, part in enumerate(ml.streams(list(range(n)), batch_size, window)):
+        truth |= {int(token): (w, *place) for place, token in np.ndenumerate(part["shift_labels"].numpy())}
+    assert {token: EXERCISES["1.4"].solution(token, n, batch_size, window) for token in range(n)} == truth
+
+
+def test_the_hat_takes_as_many_tokens_as_predicted():
+    tokenizer = ml.train_tokenizer("the cat sat on the mat, the rat sat on the cat", vocab_size=1024)  # as in notebook 01
+    assert len(tokenizer.encode("the hat on 猫")) == EXERCISES["1.5"].solution
+
+
+def test_spread_is_the_largest_distance_of_two_slots():
+    memory = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(EXERCISES["2.1"].solution(memory), torch.stack([torch.pdist(slots).max() for slots in memory]))
+
+
+@pytest.mark.parametrize(("num_slots", "width"), [(1, 2), (3, 7), (5, 6)])
+def test_right_angles_are_those_of_the_librarys_orthogonal_memory(num_slots, width):
+    draws = [torch.Generator().manual_seed(3) for _ in range(2)]
+    normal, ours = (
+        ml.initial_memory(kind, 4, num_slots, width, generator=draw, dtype=torch.float64)
+        for kind, draw in zip(("normal", "orthogonal"), draws)
+    )
+    torch.testing.assert_close(EXERCISES["2.2"].solution(normal), ours)
+
+
+@pytest.mark.parametrize(("name", "alike"), [("keep", True), ("keep_softmax", True), ("gated", True), ("erase_add", True), ("delta", False), ("fifo", False)])  # fmt: skip
+def test_the_rules_of_the_library_are_told_apart(name, alike):
+    torch.manual_seed(0)
+    rule = ml.MemGPT(
+        ml.MemGPTConfig(vocab_size=9, n_embd=8, n_layer=1, n_head=1, num_memory_slots=4, update_rule=name)
+    ).update_rule
+    assert EXERCISES["2.3"].solution(rule, torch.randn(2, 4, 8), torch.randn(2, 6, 8)) is alike
+
+
+def test_two_kinds_of_slots_stay_as_many_as_predicted():
+    torch.manual_seed(0)
+    model = ml.MemGPT(ml.MemGPTConfig(vocab_size=9, segment_length=4, n_embd=16, n_layer=1, n_head=1))
+    memory = torch.randn(1, 2, 16).repeat_interleave(8, dim=1)  # 16 slots: eight copies of one, eight of another
+    after = model(torch.randint(9, (1, 40)), memory=memory).memory[0].detach()
+    equal = torch.cdist(after, after) < 1e-3  # (M, M)
+    assert len({tuple(row) for row in equal.tolist()}) == EXERCISES["2.4"].solution
+
+
+def test_the_backward_steps_by_hand_are_those_of_autograd():
+    torch.manual_seed(0)
+    z, m, c, g = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(4))
+    (right,) = torch.autograd.grad(z.softmax(-1), z, g)
+    torch.testing.assert_close(EXERCISES["5.1"].solution(z.softmax(-1), g), right)
+    mixed = z.sigmoid() * m + (1 - z.sigmoid()) * c
+    torch.testing.assert_close(EXERCISES["5.2"].solution(m, c, z, g), torch.autograd.grad(mixed, (m, c, z), g))
+
+
+@pytest.fixture
+def small_model():
+    torch.manual_seed(0)
+    settings = {"n_embd": 8, "n_layer": 1, "n_head": 1, "num_memory_slots": 3, "memory_init": "learned", "resid_pdrop": 0.3}
+    return ml.MemGPT(ml.MemGPTConfig(vocab_size=7, segment_length=3, **settings)).double().train()
+
+
+@pytest.mark.parametrize(("S", "k"), [(1, 1), (4, 1), (4, 3), (4, 4), (4, 9), (5, 2)])
+def test_a_cut_leaves_what_the_library_leaves(small_model, S, k):
+    ids = torch.randint(7, (1, 3 * S))
+    labels = torch.where(torch.arange(3 * S) > 3 * (S - 1), ids, -100)  # asked in the last segment alone
+    gradients = ml.memory_gradients(small_model.eval(), ids, labels, bptt_segments=k)
+    assert EXERCISES["5.3"].solution(S, k) == [s for s in range(S) if gradients[s].abs().max() > 0]
+
+
+def test_replay_by_hand_with_dropout_is_plain_back_propagation(small_model):
+    ids = torch.randint(7, (2, 12))
+    torch.manual_seed(1)
+    small_model(ids, labels=ids).loss.backward()
+    plain = {name: parameter.grad.clone() for name, parameter in small_model.named_parameters()}
+    small_model.zero_grad()
+    torch.manual_seed(1)
+    torch.testing.assert_close(EXERCISES["5.4"].solution(small_model, ids, ids), plain)
+
+
+def test_one_segment_teaches_segment_10_as_predicted(small_model):
+    ids = torch.randint(7, (1, 3 * 32))
+    teaches = 0
+    for s in range(32):
+        labels = torch.full_like(ids, -100)
+        labels[:, 3 * s + 1 : 3 * s + 3] = ids[:, 3 * s + 1 : 3 * s + 3]  # asked in segment s alone
+        teaches += bool(ml.memory_gradients(small_model.eval(), ids, labels, bptt_segments=4)[11].abs().max() > 0)
+    assert teaches == EXERCISES["5.5"].solution
