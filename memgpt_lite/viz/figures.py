@@ -396,7 +396,8 @@ def which_slots(found, held: Tensor, word: str, title: str) -> Picture:
     picture = Picture(figsize=(9, 1.5 + 0.2 * len(shares)))
     left, right = picture.subplots(1, 2, sharey=True, width_ratios=(1, 1.5))
     left.barh(slots, shares, color=ORANGE, height=0.7)
-    left.set(title="provenance", xlabel=f"share that comes from “{word}”", xlim=(0, 1.02), ylabel="slot", yticks=slots)
+    left.set(title="provenance", xlim=(0, 1.02), ylabel="slot", yticks=slots)
+    left.set_xlabel(f"share that comes from “{word}”", parse_math=False)  # a word may contain a $
     left.invert_yaxis()
     right.axvline(found.probability, color=GREY, linestyle="--", linewidth=1)
     right.axvline(found.guessed, color=GREY, linestyle=":", linewidth=1)
@@ -404,8 +405,9 @@ def which_slots(found, held: Tensor, word: str, title: str) -> Picture:
         without, slots, marker="o", s=45, facecolors="none", edgecolors=VERMILION, linewidths=1.6, label="without this slot"
     )
     right.scatter(alone, slots, marker="x", s=40, color=BLUE, label="with this slot alone")
-    right.set(title="ablation", xlabel=f"probability of “{word}” (dashed: all slots, dotted: none)", xlim=(-0.03, 1.03))
+    right.set(title="ablation", xlim=(-0.03, 1.03))
+    right.set_xlabel(f"probability of “{word}” (dashed: all slots, dotted: none)", parse_math=False)
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3 if len(shares) < 8 else -0.16), ncols=2, frameon=False)
-    picture.suptitle(title, x=0.02, ha="left", fontsize=11)
+    picture.suptitle(title, x=0.02, ha="left", fontsize=11, parse_math=False)
     picture.alt = f"{title} {found.in_words(word, held)}"
     return picture

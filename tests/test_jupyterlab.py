@@ -1,0 +1,282 @@
+"""In JupyterLab as a reader opens it, with a mouse and with a keyboard: the slider, the explorer and the lab."""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+
+sync_api = pytest.importorskip("playwright.sync_api")
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+WAIT = 180  # seconds: kernels start slowly on two busy cores
+SETTINGS = {
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # else only cells in sight are in the page
+    "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
+}
+STEPS = [
+    """import torch
+
+import memgpt_lite as ml
+
+ml.setup(seed=0)
+model = ml.load_pretrained("recall")
+ids = ml.tasks.AssociativeRecall(num_segments=4).batch(1, torch.Generator().manual_seed(0)).input_ids[0]
+explorer = ml.MemoryExplorer(ml.trace(model, ids, decode=ml.tasks.decode))
+explorer""",
+    'print("step", explorer.step)',
+    """lab = ml.MemoryLab(model)
+lab.read_on("A", None), lab.read_on("B", None)
+lab""",
+    'print("cleared", [slot for slot in range(16) if lab.readings["A"].shares[slot, 0] == 1])',
+]
+ERROR = "[data-mime-type='application/vnd.jupyter.error'], [data-mime-type='application/vnd.jupyter.stderr']"
+expect = sync_api.expect
+
+
+def plain(path, sources):
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+
+
+@pytest.fixture(scope="module")
+def server(browser, tmp_path_factory):
+    """A JupyterLab of its own on a copy of the notebooks: where it is and its token. It ends with its kernels."""
+    home = tmp_path_factory.mktemp("jupyter")
+    root = home / "notebooks"
+    shutil.copytree(NOTEBOOKS, root)
+    start = nbformat.read(root / "00_start_here.ipynb", as_version=4)
+    for cell in start.cells:  # what stands there afterwards then comes from this run
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(start, root / "00_start_here.ipynb")
+    plain(root / "widgets.ipynb", STEPS)
+    for plugin, settings in SETTINGS.items():
+        package, _, name = plugin.partition(":")
+        path = home / "config" / "lab" / "user-settings" / package / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings))
+
+    here = Path(sys.executable).parent
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    nowhere = "http://127.0.0.1:9"  # for a server that would ask the network
+    environment = os.environ | {
+        "PATH": f"{here}{os.pathsep}{os.environ['PATH']}", "JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_DATA_DIR": str(home / "data"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"), "IPYTHONDIR": str(home / "ipython"), "OMP_NUM_THREADS": "1",
+        "http_proxy": nowhere, "https_proxy": nowhere, "no_proxy": "127.0.0.1,localhost", "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    options = [
+        "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={root}", "--LabApp.extension_manager=readonly",
+    ]  # fmt: skip
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        options.append("--allow-root")  # in a container; a token is asked for all the same
+    url = f"http://127.0.0.1:{port}"
+    with open(home / "log", "w") as log:
+        process = subprocess.Popen([here / "jupyter", "lab", *options], env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_for(f"{url}/api/status?token={token}", process, home / "log")
+            yield SimpleNamespace(url=url, token=token, root=root)
+        finally:
+            process.terminate()  # its kernels end with it
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()  # a kernel ends when it finds its parent gone
+                process.wait()
+
+
+def wait_for(url, process, log):
+    ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+    for _ in range(4 * WAIT):
+        try:
+            return ask(url, timeout=10)
+        except (urllib.error.URLError, OSError):
+            if process.poll() is not None:
+                break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.25)
+    pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-4000:]}")
+
+
+@pytest.fixture
+def open_notebook(browser, server, request):
+    """`open_notebook(name)`: it in JupyterLab, all cells run. Fails if the browser's console had an error, or a page asked the network."""
+    context = browser.new_context(viewport={"width": 1400, "height": 1100})
+    context.set_default_timeout(1000 * WAIT)
+    noise = []
+
+    def here(url):
+        return url.startswith((server.url, server.url.replace("http", "ws", 1), "data:", "blob:", "about:"))
+
+    def build(name):
+        page = context.new_page()
+        context.route(lambda url: not here(url), lambda route: (noise.append(route.request.url), route.abort()))
+        page.on("websocket", lambda socket: None if here(socket.url) else noise.append(socket.url))
+        page.on("console", lambda message: noise.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: noise.append(str(error)))
+        page.goto(f"{server.url}/lab/workspaces/{request.node.name}/tree/{name}?token={server.token}")
+        page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+        page.get_by_text(re.compile(r"^Python 3 .*\| Idle$")).wait_for()  # the kernel is there
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        cells = nbformat.read(server.root / name, as_version=4).cells
+        have_code = [bool(cell.source.strip()) for cell in cells if cell.cell_type == "code"]
+        page.wait_for_function(
+            """([haveCode, error]) => document.querySelector(error) || haveCode.every((has, i) => !has ||
+            /\\[\\d+\\]/.test(document.querySelectorAll(".jp-CodeCell .jp-InputArea-prompt")[i]?.textContent))""",
+            arg=[have_code, ERROR],
+        )
+        assert page.locator(ERROR).all_inner_texts() == []
+        return page
+
+    yield build
+    context.close()
+    assert noise == []
+
+
+def python_says(page, cell, text):
+    """Runs a cell until its output is that: what the browser does reaches the kernel a little later."""
+    code = page.locator(".jp-Notebook .jp-CodeCell").nth(cell)
+    prompt, output = code.locator(".jp-InputArea-prompt"), code.locator(".jp-OutputArea-output")
+    for _ in range(20):
+        before = prompt.inner_text()
+        code.locator(".cm-content").click()
+        page.keyboard.press("Control+Enter")
+        expect(prompt).not_to_have_text(before, timeout=1000 * WAIT)
+        expect(prompt).to_have_text(re.compile(r"\[\d+\]:"), timeout=1000 * WAIT)
+        if output.inner_text().strip() == text:
+            return
+    pytest.fail(f"cell {cell} says {output.inner_text()!r}, not {text!r}")
+
+
+def go_to(page, label, key="Tab"):
+    """Moves the keyboard's focus until it is at the button that says so."""
+    for _ in range(60):
+        page.keyboard.press(key)
+        if page.evaluate("document.activeElement.textContent") == label:
+            return
+    pytest.fail(f"no {key} leads to {label}")
+
+
+def step_through(page, explorer, last):
+    """By mouse and by keyboard, and back to segment 1."""
+    step = explorer.get_by_role("slider", name="segment")
+    said = explorer.get_by_role("status")
+
+    def stands_at(number):
+        expect(step).to_have_value(str(number), timeout=1000 * WAIT)
+        expect(said).to_contain_text(f"Segment {number} ", timeout=1000 * WAIT)
+
+    following = explorer.get_by_role("button", name="Next segment")
+    following.scroll_into_view_if_needed()
+    expect(step).to_have_value("0")
+    following.click()
+    stands_at(1)
+    page.keyboard.press(".")
+    stands_at(2)
+    page.keyboard.press("l")
+    stands_at(last)
+    for number in range(last - 1, 0, -1):
+        page.keyboard.press(",")
+        stands_at(number)
+
+
+def test_the_first_notebook(open_notebook):
+    page = open_notebook("00_start_here.ipynb")
+    cell = page.locator(".jp-CodeCell").filter(has=page.locator(".noUi-handle"))
+    picture, handle = cell.locator(".widget-html img"), cell.locator(".noUi-handle")
+    handle.scroll_into_view_if_needed()
+    told = picture.get_attribute("alt")
+    assert "After the segment “facts”" in told and "“Paris”" in told
+    track = cell.locator(".noUi-base").bounding_box()
+    page.mouse.click(track["x"] + track["width"] / 2, track["y"] + track["height"] / 2)
+    expect(picture).to_have_attribute("alt", re.compile("After the segment “noise 10”"), timeout=1000 * WAIT)
+    handle.focus()
+    for key, stop in (("ArrowRight", "noise 100"), ("ArrowRight", "noise 1,000"), ("ArrowLeft", "noise 100")):
+        page.keyboard.press(key)
+        expect(picture).to_have_attribute("alt", re.compile(f"After the segment “{stop}”"), timeout=1000 * WAIT)
+    assert picture.evaluate("image => image.complete && image.naturalWidth") > 300
+
+    source = (NOTEBOOKS / "00_start_here.ipynb").read_text("utf-8")
+    explorers = page.locator(".jp-OutputArea-output .mgx")
+    expect(explorers).to_have_count(len(re.findall(r"ml\.MemoryExplorer\(", source)), timeout=1000 * WAIT)
+    for explorer in explorers.all():
+        step_through(page, explorer, int(explorer.get_by_role("slider", name="segment").get_attribute("max")))
+
+
+def test_the_explorer(open_notebook):
+    page = open_notebook("widgets.ipynb")
+    explorer = page.locator(".mgx")
+    expect(explorer.locator(".mgx-slot")).to_have_count(16, timeout=1000 * WAIT)
+    python_says(page, 1, "step 0")
+    step_through(page, explorer, 3)
+    python_says(page, 1, "step 1")
+    explorer.get_by_role("button", name="Next segment").click()
+    python_says(page, 1, "step 2")
+
+
+def test_the_lab(open_notebook):
+    page = open_notebook("widgets.ipynb")
+    answers = page.locator(".mgl[role=status] .mgl-next > div:first-child")
+    pressed = page.locator(".widget-toggle-button.mod-active")
+
+    def says(*words):
+        expect(answers).to_have_text([re.compile(word) for word in words], timeout=1000 * WAIT)
+
+    def holders_are_chosen():
+        expect(pressed).to_have_text(["slot 5", "slot 8", "slot 11", "slot 14"], timeout=1000 * WAIT)
+
+    forgotten = "^(?!Paris)[A-Z]"
+    says("^Paris$", "^Bern$")
+    python_says(page, 3, "cleared [3]")
+    page.get_by_role("button", name="holders").first.click()
+    holders_are_chosen()
+    page.get_by_role("button", name="Clear", exact=True).click()
+    says(forgotten, "^Bern$")
+    python_says(page, 3, "cleared [3, 5, 8, 11, 14]")
+    page.get_by_role("button", name="Undo", exact=True).click()
+    says("^Paris$", "^Bern$")
+
+    # the same without a mouse; first, three slots are too many for a swap
+    for j in (8, 11, 14):
+        page.get_by_role("button", name=f"slot {j}", exact=True).first.click()
+    expect(pressed).to_have_text(["slot 5"], timeout=1000 * WAIT)
+    page.get_by_role("textbox", name="question").focus()
+    go_to(page, "holders")
+    page.keyboard.press("Enter")
+    holders_are_chosen()
+    go_to(page, "Swap", "Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("a swap takes two slots, and 4 are chosen", timeout=1000 * WAIT)
+    go_to(page, "Clear", "Shift+Tab")
+    page.keyboard.press("Space")
+    says(forgotten, "^Bern$")
+    expect(page.get_by_role("alert")).to_have_count(0, timeout=1000 * WAIT)
+    go_to(page, "Undo")
+    page.keyboard.press("Enter")
+    says("^Paris$", "^Bern$")
+    go_to(page, "slot 5")
+    page.keyboard.press("Space")
+    expect(pressed).to_have_text(["slot 8", "slot 11", "slot 14"], timeout=1000 * WAIT)
+
+    question = page.get_by_role("textbox", name="question")
+    question.fill("Gus")
+    question.press("Enter")
+    says("^Oslo$", "^Nice$")
