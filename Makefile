@@ -1,6 +1,8 @@
 # make lab         set everything up in .venv and open JupyterLab at the first notebook
 # make test        the same set-up, then every test and every notebook
 # make notebooks   run every notebook again and write its outputs into it
+# make site        build the web site, docs/_build/html, from the outputs that the notebooks have
+# make screenshots   take a picture of each of its pages, and of the file of an explorer: docs/_build/screenshots
 # make requirements  pin requirements.txt anew from requirements.in
 
 PYTHON ?= python3
@@ -8,8 +10,9 @@ BIN := .venv/bin
 READY := .venv/ready
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)  # in a container; JupyterLab asks for a token all the same
 export HF_HUB_OFFLINE := 1
+SITE := docs/_build/html
 
-.PHONY: lab test lint notebooks requirements clean
+.PHONY: lab test lint notebooks site screenshots requirements clean
 
 lab: $(READY)
 	$(BIN)/jupyter lab $(AS_ROOT) notebooks/00_start_here.ipynb
@@ -24,6 +27,12 @@ lint: $(READY)
 
 notebooks: $(READY)
 	$(BIN)/python notebooks/execute.py
+
+site: $(READY)
+	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going --conf-dir docs --doctree-dir $(dir $(SITE))doctrees . $(SITE)
+
+screenshots: $(READY)
+	$(BIN)/python -m pytest -n 2 tests/screenshots.py
 
 requirements: $(READY)
 	$(BIN)/pip install --quiet pip-tools
@@ -40,4 +49,4 @@ $(READY): requirements.txt pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf .venv
+	rm -rf .venv docs/_build
