@@ -266,8 +266,10 @@ def _same(one: Any, two: Any, tolerance: float) -> bool:
         return len(one) == len(two) and all(_same(a, b, tolerance) for a, b in zip(one, two))
     if _is_truth(one) or _is_truth(two):
         return _is_truth(one) and _is_truth(two) and bool(one) == bool(two)
+    if isinstance(one, int) and isinstance(two, int):
+        return one == two
     if _is_number(one) and _is_number(two):
-        return bool(np.isclose(float(one), float(two), rtol=tolerance, atol=tolerance))
+        return bool(np.isclose(float(one), float(two), rtol=tolerance, atol=tolerance, equal_nan=True))
     if isinstance(two, str | bytes | set | frozenset | type(None)):
         return type(one) is type(two) and one == two
     return type(one) is type(two)  # a generator, a tokenizer: nothing that could be compared

@@ -186,9 +186,10 @@ def labels_of_all_kinds(generator: Generator) -> Iterator[tuple[Tensor, Tensor, 
         documents[-1] = [documents[-1][:2], documents[-1][2:]]  # in two parts, so that padding stands between them
         batch = make_segments(documents, length, pad_token_id=0)
         yield batch["labels"], batch["attention_mask"], length
-        batch["labels"][:, ::3] = -100
-        yield batch["labels"], batch["attention_mask"], length
-        yield batch["labels"].flip(1), batch["attention_mask"].flip(1), length  # with the padding in front
+        some = batch["labels"].clone()
+        some[:, ::3] = -100
+        yield some, batch["attention_mask"], length
+        yield some.flip(1), batch["attention_mask"].flip(1), length  # with the padding in front
 
 
 def nothing_from_padding(shifted: Tensor, mask: Tensor) -> Tensor:
@@ -232,6 +233,10 @@ SHIFT = Exercise(
             "torch.roll moves in a circle: the last position is asked for the first token. Nothing follows it, so it gets −100.",
         ),
         Mistake(
+            lambda labels, mask, segment_length: labels.roll(-1, 1),
+            "two things: torch.roll moves in a circle, but nothing follows the last position; and where the mask is 0, nothing may be asked.",
+        ),
+        Mistake(
             by_segment,
             "each segment is shifted by itself, and its last position asks nothing. But it does predict: the first token of the next segment.",
         ),
@@ -273,7 +278,7 @@ def where_predicted(token: int, n: int, batch_size: int, window: int) -> tuple[i
 
 def tokens_of_all_kinds(generator: Generator) -> Iterator[tuple[int, int, int, int]]:
     yield from ((token, 2, 1, 1) for token in (1, 0))
-    yield from ((token, 13, 3, 2) for token in range(13))  # 3 rows of 4 tokens, none left over
+    yield from ((token, 12, 3, 2) for token in range(12))  # 3 rows of (12 − 1) // 3 = 3 tokens, though 12 is 3 times 4
     for _ in range(2):
         batch_size, window = (int(torch.randint(2, high, (), generator=generator)) for high in (4, 5))
         n = batch_size * (2 * window + 1) + 2  # two windows and a bit in each row, and one token left over

@@ -329,7 +329,7 @@ TWO_KINDS = Exercise(
         Mistake(8, "no copy ever leaves the others of its kind. Count the kinds, not the copies."),
         Mistake(
             1,
-            "nothing makes the two kinds equal: a slot that holds something else looks for something else, and takes other shares.",
+            "the two kinds may become one, where both take all from the same token, but need not: two may also stay two. Asked was: at most.",
         ),
         Mistake(100, "a segment changes every slot of a kind in the same way: the number of kinds cannot grow with the text."),
         Mistake(
