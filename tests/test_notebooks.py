@@ -72,13 +72,32 @@ def test_links_lead_somewhere(notebook):
                 assert (notebook.path.parent / link).exists(), link
 
 
+def test_the_glossary_has_every_term_that_is_linked_and_every_term_is_linked():
+    text = (ROOT / "notebooks" / "GLOSSARY.md").read_text("utf-8")
+    terms = {heading.lower().replace(" ", "-") for heading in re.findall(r"^## (.+)$", text, re.MULTILINE)}
+    linked = re.findall(r"GLOSSARY\.md#([\w-]+)\)", "".join(path.read_text("utf-8") for path in NOTEBOOKS))
+    assert sorted(linked) == sorted(terms)  # once each, where it is introduced
+    for entry in text.split("\n## ")[1:]:
+        assert re.search(r"[\u4e00-\u9fff]", entry)  # in Chinese too
+
+
 def test_has_the_form_of_a_lesson(notebook):
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert text.startswith("# ")
     for part in ("You will be able to", "minutes", "Before you run it", "<details>", "What to remember", "Where to go next"):
         assert part in text
+    if notebook.path.name[:2] != "00":
+        quiz = text.split("## Quiz")[1].split("## What to remember")[0]
+        assert re.findall(r"^\*\*(\d)\.\*\*", quiz, re.MULTILINE) == list("1234")
+        assert quiz.count("<details>") == 4
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     assert "ml.setup(" in code
+
+
+@pytest.mark.parametrize("name", ["GLOSSARY.md", "TEACHING.md"])
+def test_the_links_of_a_page_lead_somewhere(name):
+    for link in links((ROOT / "notebooks" / name).read_text("utf-8")):
+        assert (ROOT / "notebooks" / link).exists(), link
 
 
 def test_the_readme_links_lead_somewhere_and_name_every_notebook():

@@ -36,12 +36,13 @@ def run(*command):
 def once(tmp_path_factory, worker_id, name, build):
     """The folder `name` that `build(folder)` fills, once for all the processes that run these tests."""
     base = tmp_path_factory.getbasetemp()
-    folder = (
-        (base if worker_id == "master" else base.parent) / name / "memgpt_lite"
-    )  # GitHub Pages, too, shows a site in a folder
-    with FileLock(folder.parent.with_suffix(".lock")):
-        if not folder.exists():
+    around = (base if worker_id == "master" else base.parent) / name
+    folder, done = around / "memgpt_lite", around / "done"  # on GitHub Pages, too, a site is not at the top of its host
+    around.mkdir(exist_ok=True)
+    with FileLock(around / "lock"):
+        if not done.exists():
             build(folder)
+            done.touch()
     return folder
 
 

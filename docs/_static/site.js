@@ -16,7 +16,7 @@ if (states.length) {
 const wide = document.querySelectorAll("article :is(pre, .table-wrapper, .math)");
 new ResizeObserver(() => wide.forEach((element) => {
   const formula = element.matches("span.math") && element.querySelector("mjx-container");
-  if (formula) element.classList.toggle("wide", formula.offsetWidth > element.closest("p, li, td, th, summary").clientWidth);
+  if (formula) element.classList.toggle("wide", formula.offsetWidth > element.closest("p, li, td, th, summary, section").clientWidth);
   if (element.scrollWidth > element.clientWidth && (!formula || element.matches(".wide"))) element.tabIndex = 0; else element.removeAttribute("tabindex");
 })).observe(document.body);
 

@@ -133,9 +133,9 @@ class _Run(NamedTuple):
 def _run(function: Callable, arguments: tuple) -> _Run:
     before, used = copy.deepcopy(arguments), copy.deepcopy(arguments)
     names = _names(function, arguments)
-    torch.manual_seed(0)  # for functions that draw random numbers themselves: they draw the same ones
     try:
-        with _at_most(SECONDS):
+        with _at_most(SECONDS), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # for functions that draw random numbers themselves: they draw the same ones
             value = function(*used)
     except (Exception, _TooLong) as error:  # an attempt may raise anything, and what it raised is told
         return _Run(None, error, {}, [])

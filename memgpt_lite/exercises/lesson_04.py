@@ -177,6 +177,7 @@ UPDATE = Exercise(
     purpose="to have written the update once, from the scores to the new slots, so that it is no black box",
     difficulty=2,
     minutes=20,
+    points=3,
     solution=update,
     cases=segments_of_all_kinds,
     mistakes=(
@@ -264,6 +265,7 @@ FADING = Exercise(
     purpose="to feel what it means to keep nearly everything",
     difficulty=1,
     minutes=3,
+    points=1,
     solution=69,
     mistakes=(
         Mistake(50, "after 50 segments 0.99⁵⁰ is still 61%: each takes a hundredth of what is *left*, not of the whole."),

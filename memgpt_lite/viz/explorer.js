@@ -289,11 +289,11 @@ function icon(name) {
   return svg;
 }
 
-/** A card with a heading, which is a landmark of that name. */
+/** A card with a heading, which is a group of that name: as landmarks, those of two explorers on a page would be hard to tell apart. */
 function card(view, pane, title, ...children) {
   const id = `mgx-${Math.random().toString(36).slice(2)}`; // Jupyter loads this module anew for every widget: counting would repeat
   const heading = h(`h${view.level + 1}`, { class: "mgx-h", id }, title, pane.name && hidden(`, ${pane.name}`));
-  return h("section", { class: "mgx-card", "aria-labelledby": id }, heading, ...children);
+  return h("div", { class: "mgx-card", role: "group", "aria-labelledby": id }, heading, ...children);
 }
 
 /** Changes the only text inside an element; in place where it can, which spares the browser new styles. */
