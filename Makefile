@@ -1,7 +1,9 @@
 # make lab         set everything up in .venv and open JupyterLab at the first notebook
-# make test        the same set-up, then every test and every notebook
+# make test        the same set-up, then every test and every notebook, as it is and solved
 # make notebooks   run every notebook again and write its outputs into it
 # make site        build the web site, docs/_build/html, from the outputs that the notebooks have
+# make slides      make slides of the notebooks, docs/_build/slides, from the same outputs
+# make release     what students of a class get, docs/_build/course, made by nbgrader
 # make screenshots   take a picture of each of its pages, and of the file of an explorer: docs/_build/screenshots
 # make requirements  pin requirements.txt anew from requirements.in
 
@@ -12,7 +14,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)  # in a container; Jupy
 export HF_HUB_OFFLINE := 1
 SITE := docs/_build/html
 
-.PHONY: lab test lint notebooks site screenshots requirements clean
+.PHONY: lab test lint notebooks site slides release screenshots requirements clean
 
 lab: $(READY)
 	$(BIN)/jupyter lab $(AS_ROOT) notebooks/00_start_here.ipynb
@@ -20,6 +22,8 @@ lab: $(READY)
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
 	$(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=600 notebooks
+	$(BIN)/python notebooks/classroom.py solved docs/_build/solved
+	NBGRADER_EXECUTION=validate $(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=600 docs/_build/solved
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -30,6 +34,12 @@ notebooks: $(READY)
 
 site: $(READY)
 	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going --conf-dir docs --doctree-dir $(dir $(SITE))doctrees . $(SITE)
+
+slides: $(READY)
+	$(BIN)/python notebooks/slides.py docs/_build/slides
+
+release: $(READY)
+	$(BIN)/python notebooks/classroom.py release docs/_build/course
 
 screenshots: $(READY)
 	$(BIN)/python -m pytest -n 2 tests/screenshots.py

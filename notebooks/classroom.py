@@ -22,6 +22,12 @@ PLACEHOLDER = " ...  #"  # stands where the reader is to write
 SECONDS = 300  # after which a cell that does not come to an end counts as wrong
 
 
+def lessons() -> list[Path]:
+    """The notebooks that have exercises."""
+    paths = sorted(NOTEBOOKS.glob("*.ipynb"))
+    return [path for path in paths if any("nbgrader" in cell.metadata for cell in nbformat.read(path, as_version=4).cells)]
+
+
 def number_of(cell: NotebookNode) -> str | None:
     """The number of the exercise that a cell is to be written for, None for every other cell."""
     about = cell.metadata.get("nbgrader", {})
@@ -53,11 +59,12 @@ def solve_cell(source: str, number: str) -> str:
     return "\n".join(["from memgpt_lite.exercises import EXERCISES", "", *lines])
 
 
-def write_solved(folder: Path) -> None:
-    """Solved copies of all notebooks, not run yet."""
+def write_solved(folder: Path) -> Path:
+    """Solved copies of all of them, not run yet. Returns where they are."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+    for path in lessons():
         nbformat.write(solve(nbformat.read(path, as_version=4)), folder / path.name)
+    return folder
 
 
 def course(folder: Path):
@@ -83,9 +90,8 @@ def release(folder: Path) -> Path:
     if source.exists():
         raise FileExistsError(f"{source} is there already: choose an empty folder, or delete it")
     source.mkdir(parents=True)
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        if any("nbgrader" in cell.metadata for cell in nbformat.read(path, as_version=4).cells):
-            shutil.copy(path, source)
+    for path in lessons():
+        shutil.copy(path, source)
     (folder / "nbgrader_config.py").write_text(
         "c = get_config()\n"
         f"c.CourseDirectory.course_id = {ASSIGNMENT!r}\n"
@@ -104,5 +110,8 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("release", "solved"))
     parser.add_argument("folder", type=Path)
     given = parser.parse_args()
-    where = release(given.folder) if given.what == "release" else (write_solved(given.folder), given.folder)[1]
+    try:
+        where = release(given.folder) if given.what == "release" else write_solved(given.folder)
+    except FileExistsError as error:
+        parser.error(str(error))
     print(f"written to {where}")
