@@ -14,6 +14,7 @@ run into another: Vig et al. 2020 (arXiv:2004.12265), Meng et al. 2022 (arXiv:22
 Shapes: T tokens of the text, L tokens of a segment, M slots, D width, V vocabulary, Q tokens of a question.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -137,8 +138,10 @@ class Reading:
         return replace(self, memory=memory, shares=shares)
 
     def scale(self, slots: Iterable[int], factor: float) -> "Reading":
-        """Multiply the slots by a number."""
+        """Multiply the slots by a number. Raises `ValueError` for one that is not finite."""
         slots = self._check(slots)
+        if not math.isfinite(factor):
+            raise ValueError(f"slots can be scaled by a finite number, not by {factor}")
         memory, shares = self.memory.clone(), self.shares.clone()
         memory[:, slots] *= factor
         shares[slots] *= factor
@@ -165,9 +168,8 @@ class Reading:
         (slot,) = self._check([slot])
         parts: dict[Source | None, float] = {}
         for source, share in zip([None, *self.sources], self.shares[slot].tolist()):
-            parts[source] = (
-                parts.get(source, 0) + share
-            )  # a token that came by an exchange first, and was read later, stands there twice
+            # a token that came by an exchange first, and was read later, stands there twice
+            parts[source] = parts.get(source, 0) + share
         return sorted(((source, share) for source, share in parts.items() if share != 0), key=lambda part: -part[1])
 
     def share_of(self, word: str) -> Tensor:

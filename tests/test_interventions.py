@@ -719,3 +719,11 @@ def test_a_frozen_slot_keeps_the_fact_whatever_is_read(recall):
         assert after.segments_read == 11 and answer(after, "Ada") == "Paris"
     nothing = reading.clear(range(16)).freeze(range(16)).read_on()
     assert torch.equal(nothing.memory, nothing.initial) and answer(nothing, "Ada") != "Paris"
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_factor_that_is_not_finite_is_refused(factor):
+    model = ml.load_pretrained("recall")
+    reading = ml.Reading.start(model, torch.tensor([3, 4]), ml.tasks.decode)
+    with pytest.raises(ValueError, match="a finite number, not by"):
+        reading.scale([0], factor)

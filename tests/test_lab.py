@@ -614,3 +614,20 @@ def test_the_picture_shows_any_word_as_it_is(word):
     assert picture.alt == f"{title} {found.in_words(word, torch.tensor([0.1, 0.9]))}"
     texts = [picture._suptitle, *(axes.xaxis.label for axes in picture.axes)]
     assert not any(text.get_parse_math() for text in texts)
+
+
+@pytest.mark.parametrize(("rule", "says"), [("keep", "is made of<"), ("gated", "is made of, by its write attention<")])
+def test_where_shares_are_a_summary_the_lab_says_so(rule, says):
+    vocabulary = len(ml.tasks.VOCABULARY)
+    config = ml.MemGPTConfig(
+        vocab_size=vocabulary, segment_length=16, n_embd=16, n_layer=1, n_head=2, num_memory_slots=2, update_rule=rule
+    )
+    box = ml.MemoryLab(ml.MemGPT(config))
+    values = [widget.value for widget in _all(box) if isinstance(getattr(widget, "value", None), str)]
+    assert any(f"memory A {says}" in value for value in values)
+
+
+def _all(widget):
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from _all(child)

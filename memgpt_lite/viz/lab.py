@@ -258,8 +258,9 @@ class _Panel:
             )
             for j in range(lab.model.config.num_memory_slots)
         ]
+        exact = "" if lab.model.update_rule.values_mix else ", by its write attention"  # elsewhere a summary
         head = widgets.HTML(
-            f'<div class="mgl-row mgl-head"><span>what memory {name} is made of</span><span>answer without it</span>'
+            f'<div class="mgl-row mgl-head"><span>what memory {name} is made of{exact}</span><span>answer without it</span>'
             "<span>answer by it alone</span></div>",
             layout=_ROW,
         )
