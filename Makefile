@@ -22,8 +22,8 @@ lab: $(READY)
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
 	$(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=600 notebooks
-	$(BIN)/python notebooks/classroom.py solved docs/_build/solved
-	NBGRADER_EXECUTION=validate $(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=600 docs/_build/solved
+	$(BIN)/python notebooks/classroom.py solved build/solved
+	NBGRADER_EXECUTION=validate $(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=600 build/solved
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -59,4 +59,4 @@ $(READY): requirements.txt pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf .venv docs/_build
+	rm -rf .venv build docs/_build
