@@ -3,6 +3,7 @@
 The six steps of the tutorial, one module each: `preprocessing`, `memory`, `model` (forward), `memory` and `model`
 (memory update), `backward`, `training`. Beyond them: `rules` (other updates), `generation`, `streaming`. What is learned from:
 `tasks`, `data`, `checkpoints`. Looking inside: `tracing`, `interventions`, `viz`.
+For learners: `memgpt_lite.exercises`.
 """
 
 from . import data, tasks, viz

@@ -1,6 +1,7 @@
 """What holds for every committed notebook; that they run is tested with nbmake."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -117,3 +118,9 @@ def test_requirements_are_pinned_and_need_no_cuda():
     names = {re.split(r"[=<>]", line)[0].replace("_", "-").lower() for line in lines}
     direct = (ROOT / "requirements.in").read_text().splitlines()
     assert {re.split(r"[=<>]", line)[0] for line in direct if line and not line.startswith("#")} <= names
+
+
+def test_every_package_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "memgpt_lite").rglob("__init__.py")}
+    assert set(listed) == {".".join(folder.parts) for folder in folders}
