@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .tracing import percent
+from .training import in_mode
 
 
 class Source(NamedTuple):
@@ -314,10 +315,5 @@ def _as_batch(model, input_ids: Tensor) -> Tensor:
 @torch.no_grad()
 def _evaluate(model, input_ids: Tensor, memory: Tensor):
     """`model(input_ids, memory=memory)` without dropout and without gradients; the model is left in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with in_mode(model, training=False):
         return model(input_ids, memory=memory)
-    finally:
-        for module in training:
-            module.training = True

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .training import in_mode
+
 NAMES = "Ada Ben Cleo Dan Eve Finn Gus Hana Ian Joy Kim Leo Mia Ned Ola Pia".split()
 PLACES = "Athens Bern Cairo Delhi Essen Fez Ghent Hanoi Izmir Jena Kyoto Lima Malmo Nice Oslo Paris".split()
 NOISE = (
@@ -241,20 +243,18 @@ def measure_recall(
     length = task.segment_length
     generator = torch.Generator().manual_seed(seed)
     right = asked = changed = slots = 0
-    was_training = model.training
-    model.eval()
-    for start in range(0, num_documents, batch_size):
-        ids, labels = task.batch(min(batch_size, num_documents - start), generator)
-        memory = told = model(ids[:, :length].to(model.device), output_attentions=False).memory
-        for done in range(0, num_segments - 2, 64):
-            words = noise(len(ids), min(64, num_segments - 2 - done) * length, generator).to(model.device)
-            memory = model(words, memory=memory, output_attentions=False).memory
-        logits = model(ids[:, length:].to(model.device), memory=memory, output_attentions=False).logits  # (B, L, V)
-        answers = labels[:, length + 1 :]  # (B, L − 1): position t answers with label t + 1
-        hit = logits[:, :-1].argmax(-1).cpu() == answers
-        right += hit[answers != IGNORED].sum().item()
-        asked += (answers != IGNORED).sum().item()
-        changed += (memory != told).any(-1).sum().item()
-        slots += told.shape[0] * told.shape[1]
-    model.train(was_training)
+    with in_mode(model, training=False):
+        for start in range(0, num_documents, batch_size):
+            ids, labels = task.batch(min(batch_size, num_documents - start), generator)
+            memory = told = model(ids[:, :length].to(model.device), output_attentions=False).memory
+            for done in range(0, num_segments - 2, 64):
+                words = noise(len(ids), min(64, num_segments - 2 - done) * length, generator).to(model.device)
+                memory = model(words, memory=memory, output_attentions=False).memory
+            logits = model(ids[:, length:].to(model.device), memory=memory, output_attentions=False).logits  # (B, L, V)
+            answers = labels[:, length + 1 :]  # (B, L − 1): position t answers with label t + 1
+            hit = logits[:, :-1].argmax(-1).cpu() == answers
+            right += hit[answers != IGNORED].sum().item()
+            asked += (answers != IGNORED).sum().item()
+            changed += (memory != told).any(-1).sum().item()
+            slots += told.shape[0] * told.shape[1]
     return RecallResult(right / asked, asked, changed / slots)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from . import storage
 from .backward import memory_gradients
+from .training import in_mode
 
 TRACE_FORMAT = "memgpt_lite trace, version 1"
 SHOWN_SHARE = 0.1  # of a slot: parts below it are not named in words, unless there is no greater one
@@ -178,18 +179,13 @@ def trace(
 
     show = _Words(decode)
     tokens = [show[number] for number in input_ids[0].tolist()] if tokens is None else [_string(token) for token in tokens]
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    gradient = None
+    with in_mode(model, training=False):
         arrays = _read(model, input_ids, memory, keep)
-        gradient = None
         if labels is not None:
             labels = labels.to(model.device)
             gradients = memory_gradients(model, input_ids, labels, memory, memory_replay=True)  # (S + 1, 1, M, D)
             gradient = gradients[:, 0].cpu().double().norm(dim=-1).float().numpy()  # (S + 1, M)
-    finally:
-        for module in training:
-            module.training = True
     return MemoryTrace(
         tokens=tokens,
         segment_length=model.config.segment_length,

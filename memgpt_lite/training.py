@@ -218,7 +218,7 @@ def train(
 
     history.ended = "target" if on_target() else "steps"  # a resumed run may have been at its end
     bar = tqdm(total=steps, initial=len(history), disable=not progress, file=sys.stdout, mininterval=0.5, ncols=100)
-    with bar, _training_mode(model), _interrupts() as interrupted:
+    with bar, in_mode(model, training=True), _interrupts() as interrupted:
         while len(history) < steps and history.ended == "steps":
             rate = one_cycle(len(history), steps, learning_rate)
             for group in optimizer.param_groups:
@@ -255,14 +255,15 @@ def train(
 
 
 @contextlib.contextmanager
-def _training_mode(model):
-    """Dropout on, and afterwards as it was, also when an error ends the training."""
-    was_training = model.training
-    model.train()
+def in_mode(model, *, training: bool):
+    """With dropout or without it, and afterwards every module as it was, also where an error ends it."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, mode in before:
+            module.training = mode
 
 
 @contextlib.contextmanager

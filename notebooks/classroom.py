@@ -10,7 +10,6 @@ import ast
 import os
 import shutil
 import sys
-from collections.abc import Collection
 from pathlib import Path
 
 import nbformat
@@ -36,14 +35,14 @@ def number_of(cell: NotebookNode) -> str | None:
     return about["grade_id"].removeprefix("exercise-").replace("-", ".")
 
 
-def solve(notebook: NotebookNode, numbers: Collection[str] | None = None) -> NotebookNode:
-    """A copy with our solutions in place of its placeholders, in the exercises `numbers` (None: all), without outputs."""
+def solve(notebook: NotebookNode) -> NotebookNode:
+    """A copy with our solutions in place of its placeholders, without outputs."""
     notebook = nbformat.from_dict(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
         number = number_of(cell)
-        if number is not None and (numbers is None or number in numbers):
+        if number is not None:
             cell.source = solve_cell(cell.source, number)
     return notebook
 

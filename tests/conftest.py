@@ -24,6 +24,12 @@ def _seeded_on_one_thread():
 
 
 @pytest.fixture(scope="session")
+def recall():
+    """The trained model that comes with the package. Nobody may change it."""
+    return ml.load_pretrained("recall")
+
+
+@pytest.fixture(scope="session")
 def tiny():
     """`tiny(**settings)`: a small model in which every parameter is random, the biases too, so that none can be forgotten."""
 

@@ -19,11 +19,6 @@ def model(tiny):
     return tiny()
 
 
-@pytest.fixture(scope="module")
-def recall():
-    return ml.load_pretrained("recall")
-
-
 def text(length, seed=0):
     return torch.randint(0, 11, (1, length), generator=torch.Generator().manual_seed(seed))
 

@@ -20,11 +20,6 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def recall():
-    return ml.load_pretrained("recall")
-
-
 @pytest.fixture
 def lab(recall):
     """Both texts read."""
@@ -622,12 +617,11 @@ def test_where_shares_are_a_summary_the_lab_says_so(rule, says):
     config = ml.MemGPTConfig(
         vocab_size=vocabulary, segment_length=16, n_embd=16, n_layer=1, n_head=2, num_memory_slots=2, update_rule=rule
     )
-    box = ml.MemoryLab(ml.MemGPT(config))
-    values = [widget.value for widget in _all(box) if isinstance(getattr(widget, "value", None), str)]
-    assert any(f"memory A {says}" in value for value in values)
+    heads = [w.value for w in find(ml.MemoryLab(ml.MemGPT(config)), widgets.HTML)]
+    assert any(f"memory A {says}" in head for head in heads)
 
 
-def _all(widget):
-    yield widget
-    for child in getattr(widget, "children", ()):
-        yield from _all(child)
+def test_our_texts_are_of_whole_segments_as_their_names_say(recall):
+    for name, text in viz.lab.TEXTS.items():
+        segments, short = divmod(len(ml.tasks.encode(text)), recall.config.segment_length)
+        assert (segments, short) == (4 if "three segments of noise" in name else 1, 0)

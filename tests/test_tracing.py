@@ -27,11 +27,6 @@ def model(tiny):
     return tiny()
 
 
-@pytest.fixture(scope="module")
-def recall():
-    return ml.load_pretrained("recall")
-
-
 def text(length, vocabulary=11):
     return torch.randint(0, vocabulary, (1, length))
 

@@ -1,11 +1,13 @@
 """Exercises whose checks teach: `check`, `hint`, `solution`, by the number that stands in the notebook.
 
-from memgpt_lite.exercises import check, hint, solution
+    from memgpt_lite.exercises import check, hint, solution
 
-check("4.1", my_sparsemax)      # right, wrong (and probably why), or not attempted
-hint("4.1")                     # again for the next one; three at most
-solution("4.1")                 # ours, and what to notice in it
-rule = check("4.1", my_sparsemax).best      # yours once it is right, ours until then
+    check("4.1", my_sparsemax)      # right, wrong (and probably why), or not attempted
+    hint("4.1")                     # again for the next one; three at most
+    solution("4.1")                 # ours, and what to notice in it
+    rule = check("4.1", my_sparsemax).best      # yours once it is right, ours until then
+
+The exercises of notebook 0N are in `lesson_0N`, the machinery in `checking`.
 """
 
 import inspect

@@ -13,7 +13,7 @@ import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +69,7 @@ class Result:
     status: str
     says: str
     best: Any
-    picture: Picture | None = field(default=None, compare=False)
+    picture: Picture | None = None
 
     def __repr__(self) -> str:
         return f"exercise {self.exercise.number} · {self.status}{': ' * bool(self.says)}{self.says}"

@@ -1,7 +1,6 @@
 """A live model and two memories to act on: read, clear, freeze, scale, swap, and see at once what the model says then."""
 
 import html
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
 
 import ipywidgets as widgets
@@ -12,11 +11,12 @@ from ..interventions import Dependence, Reading, Source, swap_slots
 from ..tracing import SHOWN_SHARE, percent
 from .figures import BLUE, COLOURS, Picture, which_slots
 
-NOISE = "so yet hm oh well then ah or um but er and now"
+FACTS = "so well Ada Paris now then Gus Oslo Mia Kyoto but and Leo Cairo hm oh"
+NOISE = "so yet hm oh well then ah or um but er and now like still here"  # a segment of 16 words, as each of these
 TEXTS = {
-    "Four facts": "so well Ada Paris now then Gus Oslo Mia Kyoto but and Leo Cairo hm oh",
+    "Four facts": FACTS,
     "Four facts about others": "um er Ben Lima yet so Eve Fez oh hm Kim Nice well now Joy Bern",
-    "Four facts, three segments of noise": f"so well Ada Paris now then Gus Oslo Mia Kyoto but and Leo Cairo hm oh {' '.join([NOISE] * 4)}",
+    "Four facts, three segments of noise": " ".join([FACTS, NOISE, NOISE, NOISE]),
     "The same names elsewhere": "Leo Jena hm oh Ada Fez but and Gus Lima so well now then Mia Nice",
 }
 ACTS = {
@@ -226,14 +226,10 @@ class MemoryLab(widgets.VBox):
             f'<div class="mgl-next">{"".join(rows)}</div><p>{says}</p></div>'
         )
 
-    def _repr_mimebundle_(self, **options) -> dict:
-        data = super()._repr_mimebundle_(**options)
-        picture = self.picture()
-        data |= {
-            "image/png": b64encode(picture.png()).decode(),
-            "text/plain": f"{picture.alt} Run this cell to act on the memory.",
-        }
-        return data, {"image/png": {"alt": picture.alt}}
+    def _repr_mimebundle_(self, **options) -> tuple[dict, dict]:
+        drawn, about = self.picture().bundle()
+        text = f"{drawn['text/plain']} Run this cell to act on the memory."
+        return {**super()._repr_mimebundle_(**options), **drawn, "text/plain": text}, about
 
     def picture(self, name: str = "A") -> Picture:
         """Which slots the answer of A or B depends on, as a figure."""
@@ -295,8 +291,8 @@ class _Panel:
             reading.words[end:],
         )
         gone = "… " if len(before) > length else ""
-        show = lambda words: html.escape(" ".join(words))  # noqa: E731
-        text = f"{gone}{show(before[-length:])} <mark>{show(last)}</mark> {show(ahead[:length])}"
+        shown = [html.escape(" ".join(words)) for words in (before[-length:], last, ahead[:length])]
+        text = f"{gone}{shown[0]} <mark>{shown[1]}</mark> {shown[2]}"
         self.read.value = (
             f'<p class="mgl-read" tabindex="0"><b>{reading.segments_read} of {reading.segments} segments read.</b> {text}</p>'
         )

@@ -18,9 +18,8 @@ class _Slider(widgets.VBox):
         self._first, self._text = first, text
 
     def _repr_mimebundle_(self, **options) -> tuple[dict, dict]:
-        data = super()._repr_mimebundle_(**options)
-        data |= {"image/png": b64encode(self._first.png()).decode(), "text/plain": self._text}
-        return data, {"image/png": {"alt": self._first.alt}}
+        drawn, about = self._first.bundle()
+        return {**super()._repr_mimebundle_(**options), **drawn, "text/plain": self._text}, about
 
 
 def slider(draw: Callable[[int], Picture], labels: Sequence[str]) -> widgets.VBox:
