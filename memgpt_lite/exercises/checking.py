@@ -125,7 +125,7 @@ class _Run(NamedTuple):
 
     value: Any
     error: BaseException | None
-    gradients: dict[str, Tensor | None]
+    gradients: dict[str, Tensor]
     changed: list[str]
 
 
@@ -167,15 +167,14 @@ def _at_most(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _gradients(value: Any, asked: dict[str, Tensor]) -> dict[str, Tensor | None]:
-    """The gradient of a weighted sum of all numbers in the result, at each of the arguments; None where none arrives."""
+def _gradients(value: Any, asked: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The gradient of a weighted sum of all numbers in the result, at each of the arguments; zeros where none arrives."""
     outputs = [x for x in _tensors(value) if x.is_floating_point() and x.requires_grad]
     if not asked or not outputs:
-        return dict.fromkeys(asked)
+        return {name: torch.zeros_like(x) for name, x in asked.items()}
     generator = torch.Generator().manual_seed(0)
     loss = sum((x * torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)).sum() for x in outputs)
-    found = torch.autograd.grad(loss, list(asked.values()), allow_unused=True)
-    return dict(zip(asked, found))
+    return dict(zip(asked, torch.autograd.grad(loss, list(asked.values()), allow_unused=True, materialize_grads=True)))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -214,11 +213,10 @@ def _compare(exercise: Exercise, yours: _Run, right: _Run) -> str | None:
     for name in yours.changed:
         if name not in right.changed:
             return f"the result is right, but {name} was changed in place: whoever passed it in still needs it. Begin with a .clone()"
-    ours = right.gradients
-    for (name, gradient), (their_name, expected) in zip(yours.gradients.items(), ours.items()):
-        if expected is not None and gradient is None:
-            return f"the values are right, but no gradient reaches {their_name}: is there a .detach(), .item(), torch.no_grad() or a new torch.tensor?"
-        differs = _difference(gradient, expected, exercise.tolerance) if expected is not None else None
+    for (name, gradient), expected in zip(yours.gradients.items(), right.gradients.values()):
+        if expected.any() and not gradient.any():
+            return f"the values are right, but no gradient reaches {name}: is there a .detach(), .item(), torch.no_grad() or a new torch.tensor?"
+        differs = _difference(gradient, expected, exercise.tolerance)
         if differs:
             return f"the values are right, but the gradient at {name} is not: {differs}"
     return None
@@ -302,13 +300,10 @@ def _recognise(exercise: Exercise, attempt: Callable, cases: Iterable[tuple]) ->
 def _alike(one: _Run, two: _Run, tolerance: float) -> bool:
     if one.error is not None or two.error is not None:
         return type(one.error) is type(two.error)
-    gradients = [list(run.gradients.values()) for run in (one, two)]
-    places = [[i for i, gradient in enumerate(found) if gradient is None] for found in gradients]
     return (
         _same(one.value, two.value, tolerance)
         and len(one.changed) == len(two.changed)
-        and places[0] == places[1]
-        and all(a is None or _same(a, b, tolerance) for a, b in zip(*gradients))
+        and _same(list(one.gradients.values()), list(two.gradients.values()), tolerance)
     )
 
 

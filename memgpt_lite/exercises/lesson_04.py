@@ -12,7 +12,8 @@ from .checking import Exercise, Mistake
 
 
 def scores_of_all_kinds(generator: Generator) -> Iterator[tuple[Tensor]]:
-    for scores in ([0.3], [1.0, 0.0], [0.5, 0.5], [2.0, 0.1, 1.5]):  # one alone; a lead of exactly 1; a tie; one left out
+    yield (torch.tensor([1.0, 0.0], dtype=torch.float64),)  # a lead of exactly 1: a kink, which has no one gradient
+    for scores in ([0.3], [0.5, 0.5], [2.0, 0.1, 1.5]):  # one alone; a tie; one left out
         yield (torch.tensor(scores, dtype=torch.float64, requires_grad=True),)
     for shape, dtype in (((3, 4), torch.float32), ((2, 5, 5), torch.float64), ((2, 3, 9), torch.float32)):
         yield (torch.randn(shape, generator=generator, dtype=dtype).requires_grad_(),)
