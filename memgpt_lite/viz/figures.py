@@ -10,9 +10,11 @@ import warnings
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from IPython.display import display
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -26,7 +28,10 @@ BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW = (
 COLOURS = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW)
 GREY = "#BBBBBB"
 WIDE_ENOUGH = 0.15  # for a word: the share of a bar
+CHINESE = Path(__file__).parent / "fonts" / "NotoSansCJKsc-subset.otf"  # the characters of the package's texts
+font_manager.fontManager.addfont(CHINESE)
 STYLE = {
+    "font.family": ["DejaVu Sans", "Noto Sans CJK SC"],
     "figure.dpi": 100,
     "figure.facecolor": "white",
     "font.size": 10,
