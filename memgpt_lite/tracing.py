@@ -146,24 +146,28 @@ def trace(
     *,
     decode: Callable[[list[int]], str] | None = None,
     memory: Tensor | None = None,
+    attention_mask: Tensor | None = None,
     labels: Tensor | None = None,
     keep: int = 8,
 ) -> MemoryTrace:
     """Read one text and record what happens in the memory, segment by segment, without dropout.
 
-    input_ids: (T,) or (1, T), without padding.
+    input_ids: (T,) or (1, T).
     tokens: T strings, as the text's tokens are to be shown; None asks `decode`.
     decode: turns a list of one token number into what is shown, as `ml.tasks.decode` and a tokenizer's `decode` do, for the text's
         tokens and for those that the model expects; None shows the numbers.
     memory: (1, M, D) to start from; None starts from `model.init_memory`.
+    attention_mask: as input_ids, 0 for padding, as `make_segments` puts behind a part to fill its last segment; None: there is none.
     labels: as input_ids; with them the gradient of the loss at every slot is recorded too, for a second reading of the text.
     keep: K, how many tokens of a slot are recorded by themselves.
 
-    Raises `ValueError` for more than one text, a wrong number of tokens or `keep` below 1, `TypeError` where something that is to be
+    Raises `ValueError` for more than one text, a wrong number of tokens, padding in front of tokens in a segment or `keep` below 1, `TypeError` where something that is to be
     shown is no string; and the model's errors.
     """
-    input_ids, labels = (x[None] if isinstance(x, Tensor) and x.dim() == 1 else x for x in (input_ids, labels))  # (1, T)
-    model._check_inputs(input_ids, None, None, labels, None, None)
+    input_ids, attention_mask, labels = (
+        x[None] if isinstance(x, Tensor) and x.dim() == 1 else x for x in (input_ids, attention_mask, labels)
+    )  # (1, T)
+    model._check_inputs(input_ids, None, attention_mask, labels, None, None)
     if len(input_ids) != 1:
         raise ValueError(
             f"a trace is of one text, but there are {len(input_ids)}: pass input_ids[i], and the labels and memory of i"
@@ -175,16 +179,23 @@ def trace(
     if keep < 1:
         raise ValueError(f"keep, how many tokens of a slot are recorded, must be at least 1, not {keep}")
     input_ids = input_ids.to(model.device)
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(model.device)  # (1, T)
+    if any((part.diff() > 0).any() for part in mask.long().split(model.config.segment_length, dim=1)):
+        raise ValueError(
+            "a segment has padding in front of tokens: a trace takes it behind them only, as `make_segments` puts it"
+        )
     memory = model.init_memory(1) if memory is None else memory.to(model.device, model.dtype)  # (1, M, D)
 
     show = _Words(decode)
     tokens = [show[number] for number in input_ids[0].tolist()] if tokens is None else [_string(token) for token in tokens]
     gradient = None
     with in_mode(model, training=False):
-        arrays = _read(model, input_ids, memory, keep)
+        arrays = _read(model, input_ids, mask, memory, keep)
         if labels is not None:
             labels = labels.to(model.device)
-            gradients = memory_gradients(model, input_ids, labels, memory, memory_replay=True)  # (S + 1, 1, M, D)
+            gradients = memory_gradients(
+                model, input_ids, labels, memory, attention_mask=mask, memory_replay=True
+            )  # (S + 1, 1, M, D)
             gradient = gradients[:, 0].cpu().double().norm(dim=-1).float().numpy()  # (S + 1, M)
     return MemoryTrace(
         tokens=tokens,
@@ -198,8 +209,8 @@ def trace(
 
 
 @torch.no_grad()
-def _read(model, input_ids: Tensor, memory: Tensor, keep: int) -> dict[str, np.ndarray]:
-    """The arrays of a `MemoryTrace`, by their names. input_ids: (1, T), memory: (1, M, D)."""
+def _read(model, input_ids: Tensor, mask: Tensor, memory: Tensor, keep: int) -> dict[str, np.ndarray]:
+    """The arrays of a `MemoryTrace`, by their names. input_ids, mask: (1, T), memory: (1, M, D)."""
     length, T = model.config.segment_length, input_ids.size(1)
     S, K, (M, D) = -(-T // length), keep, memory.shape[1:]
     R, H, N = sum(block.reads for block in model.transformer.h), model.config.n_head, min(5, model.config.vocab_size)
@@ -223,7 +234,7 @@ def _read(model, input_ids: Tensor, memory: Tensor, keep: int) -> dict[str, np.n
     arrays["memory"][0] = before.clip(-HALF_MAX, HALF_MAX)
     for s, start in enumerate(range(0, T, length)):
         here = slice(start, min(start + length, T))
-        out = model(input_ids[:, here], memory=memory)
+        out = model(input_ids[:, here], memory=memory, attention_mask=mask[:, here])
         memory = out.memory
         after, write = _numbers(memory), _numbers(out.write_attentions[0])  # (M, D), (M, 1 + l)
         arrays["memory"][s + 1] = after.clip(-HALF_MAX, HALF_MAX)

@@ -104,6 +104,21 @@ class Prescribed(nn.Module):
 # ---- every array, against a plain reading ----
 
 
+def test_padding_behind_a_part_is_not_written(model):
+    ids, mask = text(11), torch.tensor([[1, 1, 1, 0, 1, 0, 0, 0, 1, 1, 0]])
+    memory = model.init_memory(1)
+    trace = ml.trace(model, ids, attention_mask=mask[0], memory=memory, labels=ids)
+    with torch.no_grad():
+        out = model(ids, memory=memory, attention_mask=mask, output_hidden_states=True)
+    assert_close_in_half(trace.memory, torch.cat(out.memories))
+    assert_close(
+        trace.gradient, ml.memory_gradients(model, ids, ids, memory, attention_mask=mask)[:, 0].norm(dim=-1), atol=1e-6, rtol=1e-5
+    )
+    padding = np.flatnonzero(mask[0].numpy() == 0)
+    assert not np.isin(trace.source_tokens, padding).any() and (trace.write_attention[1, :, 2:] == 0).all()
+    assert_same(ml.trace(model, ids, memory=memory), ml.trace(model, ids, memory=memory, attention_mask=torch.ones(11)))
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("rule", RULES)
 def test_a_trace_is_what_a_plain_reading_gives(tiny, rule, length):
@@ -575,6 +590,8 @@ def _only(trace, after):
         ({"keep": 0}, ValueError, "keep, how many tokens of a slot are recorded, must be at least 1, not 0"),
         ({"memory": torch.zeros(2, 3, 8)}, ValueError, "memory must have shape"),
         ({"memory": torch.zeros(3, 8)}, ValueError, "memory must have shape"),
+        ({"attention_mask": torch.tensor([1, 0, 1, 1])}, ValueError, "a segment has padding in front of tokens"),
+        ({"attention_mask": torch.ones(5)}, ValueError, "attention_mask must have the shape of input_ids"),
         ({"labels": torch.zeros(5).long()}, ValueError, "labels must have the shape of input_ids"),
         ({"labels": torch.tensor([1, 2, 3, 99])}, ValueError, "labels holds token numbers"),
     ],

@@ -57,6 +57,10 @@ FIGURES = {
         lambda: viz.read_picture(READ, WORDS),
         ["4 tokens by 3 slots, one for each of 2 heads", "“Ada” reads 100% from slot 0 (head 0)", "“$5” reads 60% from slot 2 (head 1)"],
     ),
+    "alignment": (
+        lambda: viz.alignment_picture(SHARES[:2], WORDS, ["年", "$1$"]),
+        ["2 target by 4 source tokens", "for “年” 20% from “Ada”", "for “$1$” 25% from “Ada”", "for the other 0 "],
+    ),
     "provenance": (
         lambda: viz.provenance_bars(SHARES, WORDS),
         ["slot 0: 80% its initial value", "slot 1: 30% its initial value", "slot 2: 90% “$5”"],

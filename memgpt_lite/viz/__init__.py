@@ -5,6 +5,7 @@ from .diagrams import six_steps
 from .explorer import MemoryExplorer
 from .figures import (
     Picture,
+    alignment_picture,
     before_and_after,
     gradients_by_segment,
     loss_curve,
@@ -21,6 +22,6 @@ from .live import LivePicture
 from .slider import slider
 
 __all__ = [
-    "LivePicture", "MemoryExplorer", "MemoryLab", "Picture", "before_and_after", "gradients_by_segment", "loss_curve", "memory_at",
-    "provenance_bars", "read_picture", "six_steps", "slider", "slots", "slots_through_time", "which_slots", "write_picture",
+    "LivePicture", "MemoryExplorer", "MemoryLab", "Picture", "alignment_picture", "before_and_after", "gradients_by_segment",
+    "loss_curve", "memory_at", "provenance_bars", "read_picture", "six_steps", "slider", "slots", "slots_through_time", "which_slots", "write_picture",
 ]  # fmt: skip

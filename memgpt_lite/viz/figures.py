@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from ..tracing import MemoryTrace, percent
+from ..tracing import SHOWN_SHARE, MemoryTrace, percent
 
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442",
@@ -182,6 +182,30 @@ def read_picture(read_attention: Tensor, tokens: Sequence[str], title: str = "Wh
         head, slot = np.unravel_index(attention[:, position].argmax(), (heads, count))
         says.append(f"“{tokens[position]}” reads {percent(attention[head, position, slot])} from slot {slot} (head {head}).")
     picture.alt = f"{title}. Heat maps of {length} tokens by {count} slots, one for each of {heads} heads. {' '.join(says)}"
+    return picture
+
+
+def alignment_picture(
+    alignment: Tensor, source: Sequence[str], target: Sequence[str], title: str = "Which source token is read, through the slots"
+) -> Picture:
+    """For which token of the target is which of the source read? alignment: (T, 1 + N), rows sum to 1, column 0 is what slots
+    began with; source: N words, target: the T words that were written with it."""
+    shares = _array(alignment)
+    source, target = _check_tokens(source, shares.shape[1] - 1), _check_tokens(target, len(shares))
+    picture = Picture(figsize=(1.8 + 0.27 * shares.shape[1], 1.2 + 0.22 * len(shares)))
+    axes = picture.subplots()
+    image = axes.imshow(shares, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title(title)
+    axes.set(xlabel="read from (source token; “first”: what slots began with)", ylabel="to write")
+    axes.set_xticks(range(shares.shape[1]), ["first", *source], parse_math=False)
+    axes.set_yticks(range(len(target)), target, parse_math=False)
+    axes.get_xticklabels()[0].set_rotation(90)
+    picture.colorbar(image, label="share (a row sums to 1)")
+    strongest = shares[:, 1:].argmax(1)
+    named = [(word, row[1 + n], source[n]) for word, row, n in zip(target, shares, strongest) if row[1 + n] >= SHOWN_SHARE]
+    says = [f"for “{word}” {percent(share)} from “{token}”" for word, share, token in named]
+    says.append(f"for the other {len(target) - len(named)} no source token has {SHOWN_SHARE:.0%}")
+    picture.alt = f"{title}. A heat map of {len(target)} target by {len(source)} source tokens. Read most: {', '.join(says)}."
     return picture
 
 
