@@ -6,7 +6,7 @@ The six steps of the tutorial, one module each: `preprocessing`, `memory`, `mode
 For learners: `memgpt_lite.exercises`.
 """
 
-from . import data, tasks, viz
+from . import checkpoints, data, tasks, viz
 from .backward import keep_attention_backward, memory_gradients, sparsemax_backward
 from .checkpoints import load_pretrained
 from .configuration import MemGPTConfig
@@ -36,7 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DeltaRule", "Dependence", "EraseAdd", "FirstInFirstOut", "GatedSlots", "History", "KeepAttention", "MemGPT",
     "MemGPTConfig", "MemGPTOutput", "MemoryExplorer", "MemoryLab", "MemoryTrace", "MemoryUpdate", "Reading", "SegmentCache",
-    "SegmentCollator", "Source", "answer_accuracy", "data", "dependence", "gpt2_tokenizer", "initial_memory", "inspect_memory",
+    "SegmentCollator", "Source", "answer_accuracy", "checkpoints", "data", "dependence", "gpt2_tokenizer", "initial_memory", "inspect_memory",
     "keep_attention_backward", "load_memory", "load_pretrained", "make_segments", "memory_gradients", "provenance",
     "remove_stop_words", "save_memory", "setup", "sparsemax", "sparsemax_backward", "stop_words", "stream", "streams",
     "swap_slots", "tasks", "trace", "train", "train_step", "train_tokenizer", "viz", "words",

@@ -16,14 +16,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from .data import path
 
-END, PAD = "<|endoftext|>", "<|pad|>"
+END, PAD, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unknown|>"
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 
@@ -50,6 +50,19 @@ def train_tokenizer(texts: str | Iterable[str], vocab_size: int = 1024) -> PreTr
     tokenizer = _byte_level(models.BPE())
     tokenizer.train_from_iterator(texts, trainer)
     return _wrap(tokenizer, pad_token=PAD)
+
+
+def character_tokenizer(texts: Iterable[str], special: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer of single characters: those of the texts, and the `special` tokens. All others become `<|unknown|>`."""
+    known = sorted(set().union(*texts))
+    if not known:
+        raise ValueError("there is no text to take characters from: pass several that are not all empty")
+    special = list(special)
+    vocabulary = {token: i for i, token in enumerate([END, PAD, UNKNOWN, *special, *known])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return _wrap(tokenizer, pad_token=PAD, unk_token=UNKNOWN, extra_special_tokens=special)
 
 
 @functools.cache
@@ -94,10 +107,9 @@ def _byte_level(model: models.Model) -> Tokenizer:
     return tokenizer
 
 
-def _wrap(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END, eos_token=END, unk_token=END, clean_up_tokenization_spaces=False, **special
-    )
+def _wrap(tokenizer: Tokenizer, **special) -> PreTrainedTokenizerFast:
+    special = {"bos_token": END, "eos_token": END, "unk_token": END, **special}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
 
 
 # ---- words and stop words ----

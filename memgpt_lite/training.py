@@ -17,7 +17,7 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -170,7 +170,8 @@ def train(
 ) -> History:
     """Train through a curriculum, and return what happened.
 
-    stages: from easy to hard; each has a method `batch(batch_size, generator)` that returns input_ids and labels, both (B, T).
+    stages: from easy to hard; each has a method `batch(batch_size, generator)` that returns input_ids and labels, both (B, T), as a pair
+        or by name, as `make_segments` does; then more of what `MemGPT.forward` takes may be with them (`attention_mask`).
         When the mean accuracy of the last `window` steps reaches `promote_at`, the next stage begins.
     target: stop once that mean, on the last stage, reaches this; None: use all the steps.
     seed: of the documents. What the model draws itself (random slots, dropout) comes from PyTorch's generator: `ml.setup(seed=…)`.
@@ -223,16 +224,16 @@ def train(
             rate = one_cycle(len(history), steps, learning_rate)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            input_ids, labels = (tensor.to(model.device) for tensor in stages[stage].batch(batch_size, generator))
+            batch = stages[stage].batch(batch_size, generator)
+            batch = batch if isinstance(batch, Mapping) else dict(zip(("input_ids", "labels"), batch))
+            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             try:
-                result = model.train_step(
-                    optimizer, input_ids, None, labels, max_grad_norm=max_grad_norm, bptt_segments=bptt_segments
-                )
+                result = model.train_step(optimizer, **batch, max_grad_norm=max_grad_norm, bptt_segments=bptt_segments)
             except FloatingPointError as error:
                 kept = f"{checkpoint} holds the run up to step {saved - 1}" if saved else "No checkpoint was written yet"
                 raise FloatingPointError(f"in step {len(history)} of stage {stage}, {error}. {kept}") from None
             history.loss.append(result.loss.item())
-            history.accuracy.append(answer_accuracy(result.logits, labels))
+            history.accuracy.append(answer_accuracy(result.logits, batch["labels"]))
             history.gradient_norm.append(result.gradient_norm.item())
             history.learning_rate.append(rate)
             history.stage.append(stage)

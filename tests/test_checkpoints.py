@@ -1,11 +1,13 @@
+import json
 import re
 
 import pytest
 import torch
 
 import memgpt_lite as ml
-from memgpt_lite.checkpoints import FOLDER
-from memgpt_lite.checkpoints.train import TRAINERS
+from memgpt_lite import applications
+from memgpt_lite.checkpoints import FOLDER, load_results, load_tokenizer
+from memgpt_lite.checkpoints.recipe import Recipe, Results, Trained, run, spread
 from memgpt_lite.tasks import measure_recall
 
 
@@ -30,24 +32,77 @@ def test_a_loaded_model_is_ready_to_use():
     assert model.config.vocab_size == len(ml.tasks.VOCABULARY) and model.lm_head.weight is model.transformer.wte.weight
 
 
-@pytest.mark.parametrize("name", sorted(folder.parent.name for folder in FOLDER.glob("*/model.safetensors")))
-def test_each_model_has_a_card_and_the_command_that_makes_it(name):
-    assert name in TRAINERS
+NAMES = sorted(folder.parent.name for folder in FOLDER.glob("*/model.safetensors"))
+
+
+def test_every_application_has_its_models():
+    assert sorted(["recall", *applications.MODULE_OF]) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_model_has_a_card_that_says_what_was_measured(name):
     card, model = (FOLDER / name / "README.md").read_text("utf-8"), ml.load_pretrained(name)
     assert card.startswith(f"# {name}\n") and f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
-    assert re.search(rf"python -m memgpt_lite\.checkpoints\.train {name} --seed \d+", card)
-    assert "**Data:**" in card and "**Licence:**" in card and re.search(r"\d+ s on one core", card)
+    assert re.search(rf"python -m memgpt_lite\.checkpoints\.train {name} --seeds \d+", card)
+    assert "**Data:**" in card and "**Licence:**" in card and re.search(r"[\d,]+ s of processor time on one core", card)
+    assert repr(load_results(name)) in card
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_is_small_and_was_trained_within_an_hour(name):
+    assert (FOLDER / name / "model.safetensors").stat().st_size <= 4_000_000
+    runs = json.loads((FOLDER / name / "results.json").read_text("utf-8"))["seeds"]
+    assert all(run["seconds"] <= 3600 for run in runs.values())
+    assert list(runs) == (["0"] if name == "recall" else ["0", "1", "2"])
 
 
 def test_the_card_says_what_the_model_reaches():
-    card = (FOLDER / "recall" / "README.md").read_text("utf-8")
-    rows = {int(a.replace(",", "")): float(b) for a, b in re.findall(r"\| ([\d,]+) \| [\d,]+ \| ([\d.]+)% of 4,096", card)}
-    assert set(rows) == {4, 64, 2048}
+    results = load_results("recall")
+    assert list(results) == ["4 segments, 64 tokens", "64 segments, 1,024 tokens", "2,048 segments, 32,768 tokens"]
     measured = measure_recall(ml.load_pretrained("recall"), 4)
-    assert 100 * measured.accuracy == pytest.approx(rows[4], abs=0.06)  # two answers, on another processor
+    assert 100 * measured.accuracy == pytest.approx(results["4 segments, 64 tokens"]["answered rightly, %"][0], abs=0.06)
+
+
+def test_a_recipe_is_run_seed_by_seed_and_keeps_the_first(tmp_path, tiny):
+    trained = []
+
+    def train(seed):
+        trained.append(seed)
+        return Trained(tiny(seed=seed).train(), None, f"{seed} steps")
+
+    recipe = Recipe(
+        train,
+        lambda model, tokenizer: {"row": {"score": float(model.transformer.wte.weight[0, 0])}},
+        "About.",
+        "Data.",
+        "Limits.",
+    )
+    for seed in (1, 0):
+        run("name", recipe, seed, tmp_path / "name")
+    results = json.loads((tmp_path / "name" / "results.json").read_text("utf-8"))
+    assert trained == [1, 0] and list(results["seeds"]) == ["0", "1"] and results["command"].endswith("train name --seeds 0 1")
+    values = [float(tiny(seed=seed).transformer.wte.weight[0, 0]) for seed in (0, 1)]
+    assert Results(results["seeds"])["row"]["score"] == values
+    kept = ml.MemGPT.from_pretrained(tmp_path / "name")
+    assert torch.equal(kept.transformer.wte.weight, tiny(seed=0).transformer.wte.weight)
+    assert repr(Results(results["seeds"])) in (tmp_path / "name" / "README.md").read_text("utf-8")
+
+
+def test_a_spread_is_the_mean_and_the_extremes():
+    assert spread([1.0, 2.0, 4.5]) == "2.5 (1 to 4.5)" and spread([99.97]) == "99.97" and spread([0.0, 0.0]) == "0"
+
+
+def test_only_models_that_have_one_have_a_tokenizer():
+    assert load_tokenizer("translation_dates").decode(load_tokenizer("translation_dates").encode("2026年")) == "2026年"
+    with pytest.raises(
+        ValueError, match=r"there is no trained model 'recall' with tokenizer.json: choose one of .*translation_dates"
+    ):
+        load_tokenizer("recall")
 
 
 @pytest.mark.parametrize("name", ["memory", "", "..", "__pycache__"])
 def test_an_unknown_model_is_refused_with_the_names_there_are(name):
-    with pytest.raises(ValueError, match=rf"there is no trained model '{re.escape(name)}': choose one of .*recall"):
+    with pytest.raises(
+        ValueError, match=rf"there is no trained model '{re.escape(name)}' with model.safetensors: choose one of .*recall"
+    ):
         ml.load_pretrained(name)

@@ -1,8 +1,12 @@
-"""Small trained models that come with the package, each in a folder with a card (README.md): data, seed, time, results."""
+"""Small trained models that come with the package, each in a folder with a card (README.md): data, split, seeds, time, results."""
 
+import json
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerFast
+
 from ..model import MemGPT
+from .recipe import Results
 
 FOLDER = Path(__file__).parent
 
@@ -12,7 +16,21 @@ def load_pretrained(name: str) -> MemGPT:
 
     Raises `ValueError` that lists the names when there is none of that name.
     """
-    names = sorted(folder.name for folder in FOLDER.iterdir() if (folder / "model.safetensors").is_file())
+    return MemGPT.from_pretrained(_folder(name, "model.safetensors")).eval()
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """The tokenizer that a trained model was trained with. Raises `ValueError` that lists the names that have one."""
+    return PreTrainedTokenizerFast.from_pretrained(_folder(name, "tokenizer.json"))
+
+
+def load_results(name: str) -> Results:
+    """What was measured over several seeds: row → metric → one value for each. Raises `ValueError` that lists the names."""
+    return Results(json.loads((_folder(name, "results.json") / "results.json").read_text("utf-8"))["seeds"])
+
+
+def _folder(name: str, needed: str) -> Path:
+    names = sorted(file.parent.name for file in FOLDER.glob(f"*/{needed}"))
     if name not in names:
-        raise ValueError(f"there is no trained model {name!r}: choose one of {', '.join(names)}")
-    return MemGPT.from_pretrained(FOLDER / name).eval()
+        raise ValueError(f"there is no trained model {name!r} with {needed}: choose one of {', '.join(names)}")
+    return FOLDER / name

@@ -7,23 +7,24 @@
     solution("4.1")                 # ours, and what to notice in it
     rule = check("4.1", my_sparsemax).best      # yours once it is right, ours until then
 
-The exercises of notebook 0N are in `lesson_0N`, the machinery in `checking`.
+The exercises of notebook NN are in `lesson_NN`, the machinery in `checking`.
 """
 
+import importlib
 import inspect
 import os
+import pkgutil
 import random
 from typing import Any
 
 from IPython.display import Markdown
 
-from . import lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_06, lesson_07
 from .checking import Exercise, Mistake, Result, examine
 
 EXERCISES: dict[str, Exercise] = {
     exercise.number: exercise
-    for lesson in (lesson_01, lesson_02, lesson_03, lesson_04, lesson_05, lesson_06, lesson_07)
-    for exercise in lesson.EXERCISES
+    for module in sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith("lesson_"))
+    for exercise in importlib.import_module(f"{__name__}.{module}").EXERCISES
 }
 _hints_given: dict[str, int] = {}
 
