@@ -16,6 +16,7 @@ from .memory import KeepAttention, MemoryUpdate, initial_memory, provenance, spa
 from .model import MemGPT, MemGPTOutput
 from .preprocessing import (
     SegmentCollator,
+    character_tokenizer,
     gpt2_tokenizer,
     make_segments,
     remove_stop_words,
@@ -36,8 +37,9 @@ __version__ = "0.1.0"
 __all__ = [
     "DeltaRule", "Dependence", "EraseAdd", "FirstInFirstOut", "GatedSlots", "History", "KeepAttention", "MemGPT",
     "MemGPTConfig", "MemGPTOutput", "MemoryExplorer", "MemoryLab", "MemoryTrace", "MemoryUpdate", "Reading", "SegmentCache",
-    "SegmentCollator", "Source", "answer_accuracy", "checkpoints", "data", "dependence", "gpt2_tokenizer", "initial_memory", "inspect_memory",
-    "keep_attention_backward", "load_memory", "load_pretrained", "make_segments", "memory_gradients", "provenance",
-    "remove_stop_words", "save_memory", "setup", "sparsemax", "sparsemax_backward", "stop_words", "stream", "streams",
-    "swap_slots", "tasks", "trace", "train", "train_step", "train_tokenizer", "viz", "words",
+    "SegmentCollator", "Source", "answer_accuracy", "character_tokenizer", "checkpoints", "data", "dependence",
+    "gpt2_tokenizer", "initial_memory", "inspect_memory", "keep_attention_backward", "load_memory", "load_pretrained",
+    "make_segments", "memory_gradients", "provenance", "remove_stop_words", "save_memory", "setup", "sparsemax",
+    "sparsemax_backward", "stop_words", "stream", "streams", "swap_slots", "tasks", "trace", "train", "train_step",
+    "train_tokenizer", "viz", "words",
 ]  # fmt: skip

@@ -72,7 +72,7 @@ def test_a_recipe_is_run_seed_by_seed_and_keeps_the_first(tmp_path, tiny):
 
     recipe = Recipe(
         train,
-        lambda model, tokenizer: {"row": {"score": float(model.transformer.wte.weight[0, 0])}},
+        lambda model, tokenizer: {"row": {"score": model.transformer.wte.weight[0, 0].item()}},
         "About.",
         "Data.",
         "Limits.",
@@ -81,7 +81,7 @@ def test_a_recipe_is_run_seed_by_seed_and_keeps_the_first(tmp_path, tiny):
         run("name", recipe, seed, tmp_path / "name")
     results = json.loads((tmp_path / "name" / "results.json").read_text("utf-8"))
     assert trained == [1, 0] and list(results["seeds"]) == ["0", "1"] and results["command"].endswith("train name --seeds 0 1")
-    values = [float(tiny(seed=seed).transformer.wte.weight[0, 0]) for seed in (0, 1)]
+    values = [tiny(seed=seed).transformer.wte.weight[0, 0].item() for seed in (0, 1)]
     assert Results(results["seeds"])["row"]["score"] == values
     kept = ml.MemGPT.from_pretrained(tmp_path / "name")
     assert torch.equal(kept.transformer.wte.weight, tiny(seed=0).transformer.wte.weight)

@@ -284,3 +284,26 @@ def test_texts_and_tables_load():
 def test_an_unknown_text_is_refused_with_the_names_there_are(name):
     with pytest.raises(ValueError, match=r"there is no data file .*: choose one of .*pride_and_prejudice\.txt, sanguo"):
         data.load_text(name)
+
+
+def test_characters_are_tokens_and_come_back():
+    tokenizer = ml.character_tokenizer(["2026年", "May 3\n"], special=["<zh>"])
+    text = "<zh>May 2026\n年"
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode(text)) == ["<zh>", *"May 2026\n年"]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text.removeprefix("<zh>")
+    assert len(tokenizer) == 4 + len(set("2026年May 3\n"))  # end, padding, unknown, <zh>
+
+
+def test_an_unknown_character_is_told_and_does_not_stop_the_rest(tmp_path):
+    tokenizer = ml.character_tokenizer(["abc"])
+    tokenizer.save_pretrained(tmp_path)
+    for each in (tokenizer, type(tokenizer).from_pretrained(tmp_path)):
+        assert each.encode("aéc") == [each.encode("a")[0], each.unk_token_id, each.encode("c")[0]]
+        assert each.unk_token_id not in (each.eos_token_id, each.pad_token_id)
+
+
+@pytest.mark.parametrize("texts", [[], ["", ""]])
+def test_a_tokenizer_of_characters_needs_some(texts):
+    with pytest.raises(ValueError, match="no text to take characters from"):
+        ml.character_tokenizer(texts)

@@ -20,7 +20,6 @@ MODULE_OF = {  # trained model → the module that has its recipe
     "semantic_matching": "semantic_matching",
     "summarising": "summarising",
     "question_answering": "question_answering",
-    "question_answering_two_hops": "question_answering",
 }
 
 

@@ -53,8 +53,8 @@ class Results(dict):
         for row, values in self.items():
             cells = [spread(values[name]) if name in values else "" for name in metrics]
             lines.append(f"| {row} | {' | '.join(cells)} |")
-        seeds = f"{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
-        return "\n".join([*lines, "", f"Mean of {seeds}; in brackets the lowest and the highest."])
+        says = f"Mean of {len(self.seeds)} seeds; in brackets the lowest and the highest." if len(self.seeds) > 1 else "One seed."
+        return "\n".join([*lines, "", says])
 
     __repr__ = _repr_markdown_
 
@@ -103,7 +103,7 @@ def card(name: str, recipe: Recipe, results: dict, config) -> str:
   {config.num_memory_slots} slots, segments of {config.segment_length} tokens, {config.vocab_size:,} tokens, update rule `{config.update_rule}`.
 - **Data:** {recipe.data}
 - **Training:** `{results["command"]}`: {next(iter(runs.values()))["training"]};
-  {seconds} s of processor time on one core, seeds {", ".join(runs)} ({results["versions"]}). The weights are those of seed 0.
+  {seconds} s of processor time on one core, seed{"s" * (len(runs) > 1)} {", ".join(runs)} ({results["versions"]}). The weights are those of seed 0.
 - **Results** on texts that training did not see:
 
 {Results(runs)}
