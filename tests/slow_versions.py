@@ -217,9 +217,194 @@ def smallest_set(num_slots, changes, most):
     return []
 
 
+def two_segments(source, target, start, end, length, pad):
+    input_ids, labels = [], []
+    for t in range(2 * length):
+        asked = False
+        if t < length:
+            token = source[t] if t < len(source) else pad
+        elif t == length:
+            token = start
+        elif t - length <= len(target):
+            token, asked = target[t - length - 1], True
+        else:
+            asked = t - length == len(target) + 1
+            token = end if asked else pad
+        input_ids.append(token)
+        labels.append(token if asked else -100)
+    return input_ids, labels
+
+
+def alignment(read, shares):
+    heads, positions, num_slots = read.shape
+    rows = []
+    for t in range(positions):
+        row = torch.zeros(shares.size(1), dtype=shares.dtype)
+        for h in range(heads):
+            for m in range(num_slots):
+                row = row + read[h, t, m] * shares[m] / heads
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def character_f(written, wanted, n, beta=2.0):
+    ours, theirs = ([c for c in text if c != " "] for text in (written, wanted))
+    ours, theirs = (["".join(text[i : i + n]) for i in range(max(0, len(text) - n + 1))] for text in (ours, theirs))
+    left, common = list(theirs), 0
+    for gram in ours:
+        if gram in left:
+            left.remove(gram)
+            common += 1
+    if not common:
+        return 0.0
+    # F is the weighted harmonic mean: written with the numbers of hits and misses
+    return (1 + beta**2) * common / (beta**2 * len(theirs) + len(ours))
+
+
+def info_nce(scores, temperature):
+    N, total = len(scores), 0.0
+    for i in range(N):
+        for line in (scores[i], scores[:, i]):
+            weights = (line / temperature).exp()
+            total = total - (weights[i] / weights.sum()).log()
+    return total / (2 * N)
+
+
+def mean_reciprocal_rank(scores, partner):
+    total = 0.0
+    for row, own in zip(scores.tolist(), partner.tolist()):
+        behind = sorted(range(len(row)), key=lambda c: (-row[c], c == own))  # of equal scores, the partner's last
+        total += 1 / (1 + behind.index(own))
+    return total / len(scores)
+
+
+def by_pairs(P, values, Q, others):
+    lengths = 1.0
+    for shares, vectors in ((P, values), (Q, others)):
+        slots = [sum(share * v for share, v in zip(row, vectors)) for row in shares]
+        lengths = lengths * sum((slot**2).sum() for slot in slots).sqrt()
+    rows = []
+    for t in range(len(values)):
+        row = [sum(P[j, t] * Q[j, u] for j in range(len(P))) * (values[t] @ others[u]) for u in range(len(others))]
+        rows.append(torch.stack(row) / lengths)
+    return torch.stack(rows)
+
+
+def bits_of_a_text(logits, input_ids, lengths):
+    bits, characters = 0.0, 0
+    for t in range(len(input_ids) - 1):
+        token = input_ids[t + 1]
+        exponentials = (logits[t] - logits[t].max()).exp()
+        bits = bits - (exponentials[token] / exponentials.sum()).log2()
+        characters += lengths[token].item()
+    return bits / characters
+
+
+def last_vectors(memory, context_vectors, counts):
+    rows = []
+    for b in range(len(memory)):
+        queue = list(memory[b])
+        for t in range(counts[b].item()):
+            queue.pop(0)
+            queue.append(context_vectors[b, t])
+        rows.append(torch.stack(queue))
+    return torch.stack(rows)
+
+
+def back_and_by_chance(texts, given):
+    back, chance = 0, 0.0
+    for i, name in enumerate(given):
+        back += texts[i].find(name) >= 0
+        others = [j for j in range(len(texts)) if given[j] != name]
+        chance += len([j for j in others if texts[j].find(name) >= 0]) / len(others)
+    return back / len(texts), chance / len(texts)
+
+
+def rouge_l(written, wanted):
+    def longest(one, two):
+        """Of all ways to leave words out of the shorter one, that which keeps most."""
+        one, two = sorted((one, two), key=len)
+        for size in range(len(one), 0, -1):
+            for kept in itertools.combinations(one, size):
+                rest = iter(two)
+                if all(word in rest for word in kept):
+                    return size
+        return 0
+
+    common = longest(written, wanted)
+    if not common:
+        return 0.0
+    return 1 / ((len(written) / common + len(wanted) / common) / 2)  # the harmonic mean of precision and recall
+
+
+def hold_out(groups, least):
+    out, rest = [], list(range(len(groups)))
+    while len(out) < least:
+        first = rest[0]
+        out += [i for i in rest if groups[i] == groups[first]]
+        rest = [i for i in rest if groups[i] != groups[first]]
+    return sorted(out), rest
+
+
+def lead(body, summaries):
+    lengths = sorted(len(summary.split()) for summary in summaries)
+    low, high = lengths[(len(lengths) - 1) // 2], lengths[len(lengths) // 2]
+    words = []
+    for word in body.split():
+        if len(words) == (low + high) // 2:
+            break
+        words.append(word)
+    return " ".join(words)
+
+
+def whole_sentences(pieces, segment_length, pad, short):
+    segments = [[]]  # the last one is at hand
+
+    def put(token):
+        if len(segments[-1]) == segment_length:
+            segments.append([])
+        segments[-1].append(token)
+
+    for piece in pieces:
+        room = segment_length - len(segments[-1])
+        begun = 0 < len(segments[-1]) < segment_length
+        if begun and room < len(piece) <= short:
+            while len(segments[-1]) < segment_length:
+                put(pad)
+        for token in piece:
+            put(token)
+    return [token for segment in segments for token in segment]
+
+
+def share_in_each_band(right, depth, bands):
+    shares = []
+    for band in range(bands):
+        hits = []
+        for one, at in zip(right.tolist(), depth):
+            here = 0
+            while here + 1 < bands and at * bands >= here + 1:
+                here += 1
+            if here == band:
+                hits.append(float(one))
+        shares.append(torch.tensor(sum(hits) / len(hits)) if hits else torch.tensor(float("nan")))
+    return torch.stack(shares)
+
+
+def last_word(statements):
+    found = {}
+    for who in {key for key, _ in statements}:
+        places = [place for place, (key, _) in enumerate(statements) if key == who]
+        found[who] = (statements[max(places)][1], max(places))
+    return found
+
+
 SLOW = {
     "1.1": decode, "1.2": unpad, "1.3": shift, "1.4": where_predicted, "2.1": spread, "2.2": orthogonal, "2.3": treats_alike,
     "3.1": attention, "3.2": context, "3.3": share_right, "3.4": without_read, "4.1": sparsemax, "4.2": update, "4.3": carry,
     "5.1": softmax_backward, "5.2": gate_backward, "5.3": reached, "5.4": replay, "6.1": clip, "6.2": not_yet_named,
-    "6.3": stages, "7.1": keep_only, "7.2": smallest_set,
+    "6.3": stages, "7.1": keep_only, "7.2": smallest_set, "8.1": bits_of_a_text, "8.2": last_vectors,
+    "8.3": back_and_by_chance, "9.1": two_segments, "9.2": alignment, "9.3": character_f,
+    "10.1": info_nce, "10.2": mean_reciprocal_rank, "10.3": by_pairs,
+    "11.1": rouge_l, "11.2": hold_out, "11.3": lead,
+    "12.1": whole_sentences, "12.2": share_in_each_band, "12.3": last_word,
 }  # fmt: skip

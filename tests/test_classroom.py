@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "notebooks"))
 import classroom  # noqa: E402
 
-LESSONS = sorted((ROOT / "notebooks").glob("0[1-7]_*.ipynb"))
+LESSONS = classroom.lessons()
 GRADED = "07_inside_the_slots"  # the lesson that is handed in here: the quickest to run
 ASSIGNMENT = classroom.ASSIGNMENT
 

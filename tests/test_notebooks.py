@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SERIES = [f"{i:02}" for i in range(8)]
+SERIES = [f"{i:02}" for i in range(13)]
 
 
 def outputs(notebook):
@@ -21,7 +21,7 @@ def links(text: str) -> list[str]:
 
 
 def test_the_series_is_complete():
-    assert [path.name[:2] for path in NOTEBOOKS][:8] == SERIES
+    assert [path.name[:2] for path in NOTEBOOKS] == SERIES
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
