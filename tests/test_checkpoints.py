@@ -35,8 +35,10 @@ def test_a_loaded_model_is_ready_to_use():
 NAMES = sorted(folder.parent.name for folder in FOLDER.glob("*/model.safetensors"))
 
 
-def test_every_application_has_its_models():
-    assert sorted(["recall", *applications.MODULE_OF]) == NAMES
+def test_every_application_has_a_model_and_every_model_a_recipe():
+    assert set(NAMES) <= {"recall", *applications.MODULE_OF}
+    assert {applications.MODULE_OF[name] for name in NAMES if name != "recall"} == set(applications.MODULE_OF.values())
+    assert all(isinstance(applications.recipe(name), Recipe) for name in applications.MODULE_OF)
 
 
 @pytest.mark.parametrize("name", NAMES)

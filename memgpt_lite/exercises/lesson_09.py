@@ -283,6 +283,7 @@ CHARACTER_F = Exercise(
     ),
     notice="sacrebleu's chrF takes n from 1 to 6, averages precision and recall over them, and then computes F (Popović 2015). Characters rather than words: a "
     "translation with one wrong ending keeps most of its score, and Chinese needs no cutting into words.",
+    points=3,
     tolerance=1e-6,
 )
 

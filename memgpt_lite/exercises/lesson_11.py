@@ -116,6 +116,7 @@ ROUGE_L = Exercise(
         "A table of (len(written) + 1) × (len(wanted) + 1) numbers, the first row and column 0. Its last number, over either length, is precision and recall.",
     ),
     notice="Only the row above is ever looked at, so one row is kept. `2·P·R / (P + R)` is twice the common length over the sum of both lengths.",
+    points=3,
     tolerance=1e-6,
 )
 
