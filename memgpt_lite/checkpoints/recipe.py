@@ -49,7 +49,7 @@ class Results(dict):
 
     def _repr_markdown_(self) -> str:
         metrics = list(dict.fromkeys(name for row in self.values() for name in row))
-        lines = [f"| | {' | '.join(metrics)} |", "| --- |" + " ---: |" * len(metrics)]
+        lines = [f"| case | {' | '.join(metrics)} |", "| --- |" + " ---: |" * len(metrics)]
         for row, values in self.items():
             cells = [spread(values[name]) if name in values else "" for name in metrics]
             lines.append(f"| {row} | {' | '.join(cells)} |")
