@@ -278,11 +278,13 @@ def test_texts_and_tables_load():
     assert "曹操" in data.load_text("sanguo_ch1-40.txt")
     rows = data.load_table("kjv_web_narrative.tsv")
     assert len({len(row) for row in rows}) == 1 and len(rows) > 100 and all(all(cell.strip() for cell in row) for row in rows)
+    records = data.load_records("python_docstrings.jsonl")
+    assert len(records) == 1732 and all(set(record) == {"module", "name", "body", "summary"} for record in records)
 
 
 @pytest.mark.parametrize("name", ["moby_dick.txt", "README.md", "../model.py", ""])
 def test_an_unknown_text_is_refused_with_the_names_there_are(name):
-    with pytest.raises(ValueError, match=r"there is no data file .*: choose one of .*pride_and_prejudice\.txt, sanguo"):
+    with pytest.raises(ValueError, match=r"there is no data file .*: choose one of .*pride_and_prejudice\.txt, .*sanguo"):
         data.load_text(name)
 
 

@@ -2,6 +2,7 @@ import html
 import inspect
 import io
 import re
+import warnings
 from base64 import b64decode
 from dataclasses import replace
 from itertools import pairwise
@@ -326,3 +327,13 @@ def test_a_live_picture_is_drawn_every_so_many_steps(monkeypatch):
     picture.show([0] * 5)
     assert [call[0] for call in calls] == ["display", labelled(2).alt, labelled(4).alt, labelled(5).alt]
     assert all(call[1:] == (call[0], True) for call in calls[1:])
+
+
+def test_chinese_is_drawn_in_bold_too_and_without_a_word(caplog):
+    with matplotlib.rc_context(figures.STYLE), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = viz.Picture(figsize=(3, 2), alt="two titles")
+        picture.subplots().set_title("Friday 星期五", fontweight="bold")
+        picture.suptitle("诸葛亮")
+        picture.savefig(io.BytesIO())  # not png(), which keeps warnings of missing glyphs to itself
+    assert not caplog.records

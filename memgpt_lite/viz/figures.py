@@ -10,6 +10,7 @@ import warnings
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ GREY = "#BBBBBB"
 WIDE_ENOUGH = 0.15  # for a word: the share of a bar
 CHINESE = Path(__file__).parent / "fonts" / "NotoSansCJKsc-subset.otf"  # the characters of the package's texts
 font_manager.fontManager.addfont(CHINESE)
+font_manager.fontManager.ttflist.append(replace(font_manager.fontManager.ttflist[-1], weight=700))  # it serves as its own bold
 STYLE = {
     "font.family": ["DejaVu Sans", "Noto Sans CJK SC"],
     "figure.dpi": 100,
