@@ -10,13 +10,13 @@ import socket
 
 from jupyter_client.connect import LocalPortCache
 
-WORKERS, WORKER = 16, int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16
+WORKERS, WORKER = 16, int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 RANDOM = random.Random()  # not the one that tests seed
 
 
 def find_available_port(self: LocalPortCache, ip: str) -> int:
     while True:
-        port = RANDOM.randrange(10_000, 32_000, WORKERS) + WORKER
+        port = RANDOM.randrange(10_000, 32_000, WORKERS) + WORKER % WORKERS
         with socket.socket() as probe:
             if port not in self.currently_used_ports and probe.connect_ex((ip, port)) != 0:
                 self.currently_used_ports.add(port)

@@ -190,7 +190,7 @@ def test_going_on_is_the_same_again_with_the_same_seed(small, tokenizer):
 # ---- what comes with the package ----
 
 
-@pytest.mark.parametrize("language", ["en"])
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_the_trained_model_does_what_its_card_says(language):
     model, tokenizer = (load(f"text_generation_{language}") for load in (ml.load_pretrained, ml.checkpoints.load_tokenizer))
     results = ml.checkpoints.load_results(f"text_generation_{language}")
@@ -201,7 +201,7 @@ def test_the_trained_model_does_what_its_card_says(language):
     assert results.seeds == ["0", "1", "2"]
 
 
-@pytest.mark.parametrize(("language", "text"), [("en", "Mr. Darcy")])
+@pytest.mark.parametrize(("language", "text"), [("en", "Mr. Darcy"), ("zh", "却说曹操")])
 def test_a_text_is_continued(language, text):
     first, again, other = (tg.continue_text(text, language, new_tokens=20, seed=seed) for seed in (0, 0, 1))
     assert first == again != other

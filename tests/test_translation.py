@@ -100,7 +100,7 @@ def test_a_batch_is_translated_as_each_text_alone(dates):
 
 
 def test_a_target_reads_its_source_through_the_slots(dates):
-    """Where a digit of the year is to be written, most of what is read through the slots comes from the digits of the year."""
+    """Where one of the last two digits of the year is to be written, most of what is read comes from that digit of the source."""
     source, target = "Friday, March 3, 2023", "<zh>2023年3月3日星期五"
     first, second = (dates.tokenizer.encode(text) for text in (source, target))
     batch = ml.make_segments([[first, second]], 32, pad_token_id=dates.tokenizer.pad_token_id)
@@ -109,6 +109,8 @@ def test_a_target_reads_its_source_through_the_slots(dates):
     found = translation.alignment(out.read_attentions[-1][0][:, 32 : 32 + len(second)], shares)
     torch.testing.assert_close(found.sum(-1), torch.ones(len(second)))
     assert found.shape == (len(second), 33)
+    for t, n in ((2, 19), (3, 20)):  # the positions before the last two digits of the year, and where these stand in the source
+        assert target.removeprefix("<zh>")[t] == source[n] and found[t].argmax() == 1 + n and found[t, 1 + n] > 0.5
 
 
 # ---- helpful answers ----

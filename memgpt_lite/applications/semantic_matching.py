@@ -24,8 +24,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.metrics import label_ranking_average_precision_score, top_k_accuracy_score
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -278,6 +276,8 @@ def measure(scores: np.ndarray) -> dict[str, float]:
     >>> measure(np.array([[0.9, 0.1, 0.2], [0.5, 0.7, 0.6]]))  # ranks 1 and 3: (1 + 0) / 2, (1 + 1/3) / 2
     {'top-1': 0.5, 'MRR': 0.6666666666666666}
     """
+    from sklearn.metrics import label_ranking_average_precision_score, top_k_accuracy_score  # slow to import
+
     partner = np.zeros_like(scores, dtype=int)
     partner[:, 0] = 1
     top = top_k_accuracy_score(np.zeros(len(scores)), scores, k=1, labels=np.arange(scores.shape[1]))
@@ -289,6 +289,8 @@ def tfidf_scores(queries: Sequence[str], texts: Sequence[str], *, tuned: bool = 
 
     tuned: also pairs of words, counts on a logarithmic scale, and the words' weights from these texts too; chosen on validation.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     known = [text for verse in split()["train"] for text in verse[1:]]
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)) if tuned else TfidfVectorizer()
     vectorizer.fit([*known, *queries, *texts] if tuned else known)

@@ -9,8 +9,8 @@ source has words; here they are M slots, whatever the length. The six steps: bot
 initialised; the source is read; its end updates the memory; the loss of the target goes back through the slots, all that joins
 it to the source; batches of either direction train it.
 
-- `Dates`: dates written in full, English and Chinese, by the package `babel`. All that is needed can be learned.
-- `Sentences`: 3,825 texts of user interfaces. Far too few to learn a language from; beside it stands retrieval of the nearest.
+- Dates, written in full, English and Chinese, by the package `babel`. All that is needed can be learned.
+- Short texts of user interfaces, 2,205 to learn from. Far too few to learn a language from; beside it stands retrieval of the nearest.
 """
 
 import datetime
@@ -332,7 +332,7 @@ RECIPES = {
         about="A MemGPT that was taught to translate short texts of user interfaces, English to Chinese and back, through its memory.",
         data="`ui_en_zh.tsv`: texts of JupyterLab and Django of at most 40 English and 16 Chinese characters; 300 for testing, 300 for "
         "choosing, none of which shares its English or Chinese text with one that is trained on.",
-        limits="texts of any other kind, and many of these: it has seen about three thousand. Look at the scores beside retrieval.",
+        limits="texts of any other kind, and many of these: it has seen 2,205. Look at the scores beside retrieval.",
         licence="BSD-3-Clause, as the texts",
     ),
 }

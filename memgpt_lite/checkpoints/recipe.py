@@ -60,7 +60,7 @@ class Results(dict):
 
 
 def spread(values: list[float]) -> str:
-    """Mean, lowest and highest, to three digits: `0.912 (0.905 to 0.920)`; one number where all are equal."""
+    """Mean, lowest and highest, to four digits: `0.9123 (0.9051 to 0.9204)`; one number where all are equal."""
     shown = [f"{value:.4g}" for value in (statistics.fmean(values), min(values), max(values))]
     return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]} to {shown[2]})"
 
