@@ -34,8 +34,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from .. import data, tasks
 from ..checkpoints import load_pretrained
 from ..checkpoints.recipe import Recipe, Rows, Trained
-from ..model import MemGPT
-from ..training import History, StepResult, in_mode, train
+from ..model import MemGPT, MemGPTOutput
+from ..training import History, in_mode, train
+from .text_generation import WindowedGPT2
 
 # ---- statements and questions ----
 
@@ -270,24 +271,16 @@ class TaughtMemGPT(MemGPT):
     attention: Mi et al. 2016; supporting facts as a second supervision: Weston et al. 2015, arXiv:1410.3916.)
     """
 
-    def train_step(
-        self, optimizer, input_ids: Tensor, labels: Tensor, taken: Tensor, *, max_grad_norm: float, bptt_segments: None
-    ) -> StepResult:
+    def forward(self, input_ids: Tensor, *args, taken: Tensor | None = None, **options) -> MemGPTOutput:
+        if taken is None:
+            return super().forward(input_ids, *args, **options)
         scores = []
         hook = self.update_rule.register_forward_hook(lambda rule, inputs, _: scores.append(rule.scores(*inputs)))
-        out = self(input_ids, labels=labels, output_attentions=False)
+        out = super().forward(input_ids, *args, **options)
         hook.remove()
         z = torch.stack(scores, dim=1)  # (B, S, M, 1 + L)
-        loss = out.loss + TEACHING * F.cross_entropy(z.flatten(0, 2), taken.flatten())
-        return StepResult(loss.detach(), out.memory.detach(), out.logits.detach(), _descend(self, optimizer, loss, max_grad_norm))
-
-
-def _descend(model, optimizer, loss: Tensor, max_grad_norm: float) -> Tensor:
-    optimizer.zero_grad()
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-    optimizer.step()
-    return norm
+        out.loss = out.loss + TEACHING * F.cross_entropy(z.flatten(0, 2), taken.flatten())
+        return out
 
 
 def train_model(seed: int = 0, steps: int = 1500, progress: bool = True) -> tuple[MemGPT, PreTrainedTokenizerFast, History]:
@@ -305,19 +298,7 @@ def train_model(seed: int = 0, steps: int = 1500, progress: bool = True) -> tupl
     return model.eval(), tokenizer, history
 
 
-class WindowGPT2(GPT2LMHeadModel):
-    """A GPT-2 that can be trained by `train` as a MemGPT can: what it does not see in its window it does not know."""
-
-    def train_step(
-        self, optimizer, input_ids: Tensor, labels: Tensor, taken: Tensor, *, max_grad_norm: float, bptt_segments: None
-    ) -> StepResult:
-        out = self(input_ids, labels=labels)  # it has no slots to be taught about
-        return StepResult(
-            out.loss.detach(), out.logits.new_zeros(0), out.logits.detach(), _descend(self, optimizer, out.loss, max_grad_norm)
-        )
-
-
-def train_gpt2(model: MemGPT, steps: int = 1000, progress: bool = True) -> WindowGPT2:
+def train_gpt2(model: MemGPT, steps: int = 1000, progress: bool = True) -> WindowedGPT2:
     """GPT-2 of the same width and layers. It starts with all that the trained `model` and GPT-2 have in common, which reads statements and
     questions already, and learns to answer from a window."""
     torch.manual_seed(0)
@@ -325,8 +306,7 @@ def train_gpt2(model: MemGPT, steps: int = 1000, progress: bool = True) -> Windo
         vocab_size=len(make_tokenizer()), n_positions=WINDOW, n_embd=64, n_layer=2, n_head=2, initializer_range=0.1,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
-    gpt2 = WindowGPT2(config)
-    gpt2.loss_type = "ForCausalLM"  # Transformers goes by the name of the class, and does not know ours
+    gpt2 = WindowedGPT2(config)
     start_from(gpt2, model)
     dense = curriculum()[0]
     strewn = HiddenFacts(WINDOW // SEGMENT - 2, (3, 6), filler=(0.0, 1.0))  # with its questions it fills the window
