@@ -30,6 +30,7 @@ from ..data import load_records
 from ..model import MemGPT, MemGPTConfig
 from ..preprocessing import make_segments, train_tokenizer
 from ..training import train
+from .translation import two_parts, write
 
 Record = dict[str, str]  # {"module": …, "name": …, "body": …, "summary": …}
 SUMMARY, AGAIN = "<summary>", "<again>"  # the token that begins a summary, and the one that begins a stretch written back
@@ -110,12 +111,7 @@ class Summariser:
 
     def write(self, memory: Tensor, start: str = SUMMARY) -> list[str]:
         """What a memory (B, M, D) makes the model write, greedily, for one segment at most."""
-        ids = self.model.generate(
-            torch.full((len(memory), 1), self.tokenizer.convert_tokens_to_ids(start)), memory=memory, do_sample=False,
-            eos_token_id=self.tokenizer.eos_token_id, pad_token_id=self.tokenizer.pad_token_id,
-            max_new_tokens=self.model.config.segment_length - 1,
-        )  # fmt: skip
-        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        return write(self.model, self.tokenizer, memory, start, max_new_tokens=self.model.config.segment_length - 1)
 
     def summarise(self, text: str) -> str:
         """A line that says what a text is about, or tries to. Of a long text the first `LONGEST` tokens are read.
@@ -182,12 +178,9 @@ class Docstrings:
 
         What does not fit into the writing segment is left away, and so is then the end token.
         """
-        documents, asked = [], []
-        for source, start, target in rows:
-            target = [self.tokenizer.convert_tokens_to_ids(start), *target, self.tokenizer.eos_token_id][:SEGMENT]
-            documents.append([source, target])
-            asked.append([[False] * len(source), [False] + [True] * (len(target) - 1)])
-        return make_segments(documents, SEGMENT, pad_token_id=self.tokenizer.pad_token_id, asked=asked)
+        number, end = self.tokenizer.convert_tokens_to_ids, self.tokenizer.eos_token_id
+        parts = [(source, [number(start), *target, end][:SEGMENT]) for source, start, target in rows]
+        return two_parts(parts, SEGMENT, self.tokenizer.pad_token_id)
 
 
 def untrained(seed: int) -> tuple[MemGPT, list[Docstrings]]:

@@ -40,6 +40,24 @@ SEGMENT = {"dates": 32, "sentences": 20}  # tokens: a source fits into one segme
 # ---- reading and writing ----
 
 
+def two_parts(rows: Sequence[tuple[list[int], list[int]]], segment_length: int, pad_token_id: int) -> dict[str, Tensor]:
+    """What is read and what is to be written, with the token that begins it, as documents of two parts, (B, S·L).
+
+    Of the second part every token but the first is asked for, of the first part none.
+    """
+    asked = [[[False] * len(source), [False] + [True] * (len(target) - 1)] for source, target in rows]
+    return make_segments([[source, target] for source, target in rows], segment_length, pad_token_id=pad_token_id, asked=asked)
+
+
+def write(model: MemGPT, tokenizer: PreTrainedTokenizerFast, memory: Tensor, start: str, max_new_tokens: int) -> list[str]:
+    """What a memory (B, M, D) makes a model write after the token `start`, greedily."""
+    ids = model.generate(
+        torch.full((len(memory), 1), tokenizer.convert_tokens_to_ids(start)), memory=memory, do_sample=False,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
 @dataclass
 class Translator:
     """A model that reads in one segment and writes in another, and its tokenizer."""
@@ -74,12 +92,7 @@ class Translator:
 
     def write(self, memory: Tensor, to: str) -> list[str]:
         """What a memory (B, M, D) makes the model write, greedily, for at most two segments."""
-        start = torch.full((len(memory), 1), self.tokenizer.convert_tokens_to_ids(TO[to]))
-        ids = self.model.generate(
-            start, memory=memory, do_sample=False, eos_token_id=self.tokenizer.eos_token_id, pad_token_id=self.tokenizer.pad_token_id,
-            max_new_tokens=2 * self.model.config.segment_length,
-        )  # fmt: skip
-        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        return write(self.model, self.tokenizer, memory, TO[to], max_new_tokens=2 * self.model.config.segment_length)
 
     def translate(self, texts: Sequence[str], to: str, *, cleared: bool = False) -> list[str]:
         """Translations of texts. cleared: between reading and writing the memory is initialised again, so that nothing is known.
@@ -121,14 +134,11 @@ class Pairs:
         return self.documents([self.pairs[i] for i in chosen], torch.randint(2, (batch_size,), generator=generator).tolist())
 
     def documents(self, pairs: Sequence[Pair], into_chinese: Sequence[bool]) -> dict[str, Tensor]:
-        documents, asked = [], []
-        for pair, chinese in zip(pairs, into_chinese):
-            to = "zh" if chinese else "en"
-            source = self.tokenizer.encode(pair[OTHER[to]])
-            target = self.tokenizer.encode(TO[to] + pair[to] + END)
-            documents.append([source, target])
-            asked.append([[False] * len(source), [False] + [True] * (len(target) - 1)])
-        return make_segments(documents, self.segment_length, pad_token_id=self.tokenizer.pad_token_id, asked=asked)
+        """As `batch`, for these pairs in these directions."""
+        encode = self.tokenizer.encode
+        directions = ["zh" if chinese else "en" for chinese in into_chinese]
+        rows = [(encode(pair[OTHER[to]]), encode(TO[to] + pair[to] + END)) for pair, to in zip(pairs, directions)]
+        return two_parts(rows, self.segment_length, self.tokenizer.pad_token_id)
 
 
 # ---- dates ----

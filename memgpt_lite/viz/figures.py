@@ -201,6 +201,8 @@ def alignment_picture(
     axes.set(xlabel="read from (source token; “first”: what slots began with)", ylabel="to write")
     axes.set_xticks(range(shares.shape[1]), ["first", *source], parse_math=False)
     axes.set_yticks(range(len(target)), target, parse_math=False)
+    if max(map(len, source), default=0) > 2:  # words need more room than letters
+        axes.tick_params(axis="x", labelrotation=90)
     axes.get_xticklabels()[0].set_rotation(90)
     picture.colorbar(image, label="share (a row sums to 1)")
     strongest = shares[:, 1:].argmax(1)
