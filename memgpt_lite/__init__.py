@@ -6,7 +6,7 @@ The six steps of the tutorial, one module each: `preprocessing`, `memory`, `mode
 For learners: `memgpt_lite.exercises`.
 """
 
-from . import checkpoints, data, tasks, viz
+from . import checkpoints, data, measurements, tasks, viz
 from .backward import keep_attention_backward, memory_gradients, sparsemax_backward
 from .checkpoints import load_pretrained
 from .configuration import MemGPTConfig
@@ -27,7 +27,7 @@ from .preprocessing import (
 )
 from .rules import DeltaRule, EraseAdd, FirstInFirstOut, GatedSlots
 from .session import setup
-from .streaming import inspect_memory, load_memory, save_memory, stream
+from .streaming import inspect_memory, load_memory, read_ahead, save_memory, stream
 from .tracing import MemoryTrace, trace
 from .training import History, answer_accuracy, train, train_step
 from .viz import MemoryExplorer, MemoryLab
@@ -39,7 +39,7 @@ __all__ = [
     "MemGPTConfig", "MemGPTOutput", "MemoryExplorer", "MemoryLab", "MemoryTrace", "MemoryUpdate", "Reading", "SegmentCache",
     "SegmentCollator", "Source", "answer_accuracy", "character_tokenizer", "checkpoints", "data", "dependence",
     "gpt2_tokenizer", "initial_memory", "inspect_memory", "keep_attention_backward", "load_memory", "load_pretrained",
-    "make_segments", "memory_gradients", "provenance", "remove_stop_words", "save_memory", "setup", "sparsemax",
+    "make_segments", "measurements", "memory_gradients", "provenance", "read_ahead", "remove_stop_words", "save_memory", "setup", "sparsemax",
     "sparsemax_backward", "stop_words", "stream", "streams", "swap_slots", "tasks", "trace", "train", "train_step",
     "train_tokenizer", "viz", "words",
 ]  # fmt: skip

@@ -9,6 +9,9 @@ tokens have been read: with these two the reading goes on tomorrow, on another m
 
     saved = ml.load_memory("reading.safetensors", model)
     for segment in ml.stream(model, tokens, saved.memory, skip=saved.notes["tokens_read"]): …
+
+And where only the memory at the end is wanted, need one segment wait for the one before it? No, as long as nothing is written:
+`read_ahead` reads many segments at once.
 """
 
 import itertools
@@ -78,6 +81,55 @@ def _segments(model, tokens: Iterator, memory: Tensor | None, skip: int) -> Iter
             raise type(error)(f"in tokens {read} to {read + len(segment) - 1}: {error}") from error
         memory, read = out.memory, read + len(segment)
         yield StreamedSegment(input_ids, out.logits, memory, out.write_attentions[0], read)
+
+
+class ReadAhead(NamedTuple):
+    """What `read_ahead` returns. memory: (B, M, D), after the text; written: (B, S), True where a segment changed a slot."""
+
+    memory: Tensor
+    written: Tensor
+
+
+@torch.no_grad()
+def read_ahead(model, input_ids: Tensor, memory: Tensor | None = None, *, ahead: int = 256) -> ReadAhead:
+    """The memory after a text, whose segments are read side by side for as long as nothing is written.
+
+    A segment needs to know of those before it what they left in the memory. Up to `ahead` segments are read at once, as if none of
+    them wrote anything; up to the first that does, this was right, and all of it stands. From there on it is done again with the memory
+    that this one left. Sparsemax makes it worth while: a slot that keeps is unchanged bit for bit. A rule that changes every
+    slot a little in every segment gains nothing. (Guessing, then checking all guesses at once: speculative decoding, Leviathan
+    et al. 2023, arXiv:2211.17192.)
+
+    input_ids: (B, T); memory: (B, M, D) to start from, None is `model.init_memory`. It is what `model(input_ids, memory).memory` is,
+    up to rounding: a matrix product of many segments may round otherwise than that of one. No gradient is kept, and the model reads
+    in the mode that it is in.
+
+    Raises `ValueError` where `ahead` is below 1, and what `MemGPT.forward` raises.
+    """
+    if ahead < 1:
+        raise ValueError(f"ahead must be at least 1 segment, not {ahead}")
+    model._check_inputs(input_ids, memory, None, None, None, None)
+    length = model.config.segment_length
+    memory = model.init_memory(len(input_ids)) if memory is None else memory
+    whole = input_ids[:, : input_ids.size(1) // length * length].unflatten(1, (-1, length))  # (B, S, L)
+    slots, written = [], []
+    for segments, m in zip(whole, memory):  # (S, L), (M, D)
+        changes, at, together = [], 0, 1
+        while at < len(segments):
+            guess = segments[at : at + together]  # (N, L)
+            after = model(guess, memory=m.expand(len(guess), -1, -1), output_attentions=False).memory  # (N, M, D)
+            changed = (after != m).flatten(1).any(-1)  # (N)
+            first = int(changed.long().argmax()) if changed.any() else len(guess) - 1  # the last that was read rightly
+            m, at = after[first], at + first + 1
+            changes.append(changed[: first + 1])
+            together = 1 if changed.any() else min(2 * together, ahead)
+        slots.append(m)
+        written.append(torch.cat(changes) if changes else memory.new_zeros(0, dtype=torch.bool))
+    before, rest = torch.stack(slots), input_ids[:, whole.size(1) * length :]
+    if not rest.size(1):
+        return ReadAhead(before, torch.stack(written))
+    after = model(rest, memory=before, output_attentions=False).memory
+    return ReadAhead(after, torch.cat([torch.stack(written), (after != before).flatten(1).any(-1, keepdim=True)], dim=1))
 
 
 def _input_ids(segment: list) -> Tensor:

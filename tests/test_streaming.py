@@ -250,6 +250,71 @@ def test_gradients_are_off_inside_and_as_they_were_outside(model):
     assert torch.is_grad_enabled()
 
 
+# ---- many segments at once ----
+
+
+def keeps_often(tiny):
+    """A model some of whose segments write and some of whose do not: which, depends on what was written before."""
+    model = tiny(torch.float64, num_memory_slots=2, memory_init="learned")  # rounding adds up over many segments
+    with torch.no_grad():
+        model.update_rule.key.weight.mul_(6)
+        model.update_rule.keep.weight.mul_(0.1)
+        model.update_rule.keep.bias.fill_(1.8)
+    return model
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 7, 256])
+@pytest.mark.parametrize("length", [3, 4, 161, 400])
+def test_reading_ahead_leaves_the_memory_that_reading_leaves(tiny, ahead, length):
+    model, ids = keeps_often(tiny), texts(length, batch=3)
+    with torch.no_grad():
+        memory = model(texts(8, batch=3)).memory
+        out = model(ids, memory=memory, output_hidden_states=True)
+    written = torch.stack([(b != a).flatten(1).any(1) for a, b in zip(out.memories, out.memories[1:])], dim=1)
+    if length == 400:
+        assert 0.1 < written.float().mean() < 0.9
+    read = ml.read_ahead(model, ids, memory, ahead=ahead)
+    assert torch.equal(read.written, written)
+    torch.testing.assert_close(read.memory, out.memory)
+    assert read.memory.grad_fn is None
+
+
+def test_reading_ahead_starts_where_the_model_does_and_leaves_what_it_was_given(tiny):
+    model, ids = keeps_often(tiny), texts(40)
+    torch.testing.assert_close(ml.read_ahead(model, ids).memory, model(ids).memory)
+    memory = torch.zeros(1, 2, 8, dtype=torch.float64)
+    ml.read_ahead(model, ids, memory)
+    assert not memory.any()
+
+
+def test_segments_that_write_nothing_are_read_together(tiny):
+    model, calls = tiny(), []
+    with torch.no_grad():
+        model.update_rule.keep.weight.zero_()
+        model.update_rule.keep.bias.fill_(1e4)  # every slot keeps, whatever comes
+    model.register_forward_hook(lambda *_: calls.append(1))
+    read = ml.read_ahead(model, texts(4 * 1000))
+    assert not read.written.any() and len(calls) < 20
+
+
+def test_a_rule_that_changes_all_a_little_is_read_rightly_too(tiny):
+    model, ids = tiny(update_rule="gated"), texts(50)
+    read = ml.read_ahead(model, ids, torch.zeros(1, 3, 8))
+    assert read.written.all()
+    torch.testing.assert_close(read.memory, model(ids, memory=torch.zeros(1, 3, 8)).memory)
+
+
+def test_reading_ahead_refuses_what_it_cannot_do(model):
+    with pytest.raises(ValueError, match="ahead must be at least 1"):
+        ml.read_ahead(model, texts(8), ahead=0)
+    with pytest.raises(ValueError, match="vocabulary"):
+        ml.read_ahead(model, torch.full((1, 8), 11))
+    with pytest.raises(ValueError, match="memory must have shape"):
+        ml.read_ahead(model, texts(8), torch.zeros(1, 9, 8))
+    with pytest.raises(ValueError, match="two dimensions"):
+        ml.read_ahead(model, texts(8)[0])
+
+
 # ---- interrupted and resumed ----
 
 
