@@ -114,7 +114,7 @@ def read_ahead(model, input_ids: Tensor, memory: Tensor | None = None, *, ahead:
     whole = input_ids[:, : input_ids.size(1) // length * length].unflatten(1, (-1, length))  # (B, S, L)
     slots, written = [], []
     for segments, m in zip(whole, memory):  # (S, L), (M, D)
-        changes, at, together = [], 0, 1
+        changes, at, together = [], 0, ahead
         while at < len(segments):
             guess = segments[at : at + together]  # (N, L)
             after = model(guess, memory=m.expand(len(guess), -1, -1), output_attentions=False).memory  # (N, M, D)

@@ -3,7 +3,7 @@ import torch
 
 import memgpt_lite as ml
 from memgpt_lite import tasks
-from memgpt_lite.tasks import NAMES, NOISE, PLACES, VOCABULARY, AssociativeRecall, Copy, HardRecall, Mixture
+from memgpt_lite.tasks import MQAR, NAMES, NOISE, PLACES, VOCABULARY, AssociativeRecall, Copy, HardRecall, Mixture
 
 
 def draw(task, batch_size=200, seed=0):
@@ -150,10 +150,47 @@ def test_copy_refuses_what_does_not_fit(wrong):
         Copy(**wrong)
 
 
+# ---- multi-query associative recall ----
+
+
+@pytest.mark.parametrize("task", [MQAR(), MQAR(1), MQAR(4, 16), MQAR(1, 1, 4), MQAR(2, 3, 15)])
+def test_mqar_asks_once_for_every_pair(task):
+    begin, length, whole = 2 * task.num_pairs, task.num_segments * task.segment_length, set()
+    for words, labels in draw(task):
+        known = dict(zip(words[:begin:2], words[1:begin:2]))
+        assert len(known) == len(set(known.values())) == task.num_pairs  # no two names, and no two places, alike
+        assert set(known) <= set(NAMES) and set(known.values()) <= set(PLACES)
+        asked = {t: word for t, word in enumerate(words[begin:], begin) if word not in NOISE}
+        assert all(t % 2 == 0 for t in asked) and sorted(asked.values()) == sorted(known)
+        assert labels == {t + 1: known[word] for t, word in asked.items()}
+        whole |= set(asked)
+    if task.num_pairs > 1 and length < 20:
+        assert whole == set(range(begin, length - 1, 2))
+
+
+def test_mqar_asks_soon_rather_than_late():
+    """A single pair is asked for at the k-th place with a probability that falls as k^(power − 1)."""
+    for power in (0.01, 1.0):
+        labels = MQAR(4, 1, power=power).batch(20_000, torch.Generator().manual_seed(0)).labels
+        counts = (labels != -100).sum(0)[3::2].double()  # (31): the answer's place is that after the name's
+        expected = torch.arange(1, 32).double() ** (power - 1)
+        assert counts.sum() == 20_000
+        torch.testing.assert_close(counts / 20_000, expected / expected.sum(), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("wrong", [{"num_segments": 0}, {"num_pairs": 0}, {"num_pairs": 17}, {"num_segments": 1, "num_pairs": 5}])
+def test_mqar_refuses_what_does_not_fit(wrong):
+    with pytest.raises(
+        ValueError,
+        match=r"pairs and as many questions do not fit into \d segment\(s\) of 16 tokens: take at least 1 segment, and 1 to \d+ pairs",
+    ):
+        MQAR(**wrong)
+
+
 # ---- all of them ----
 
 
-@pytest.mark.parametrize("task", [AssociativeRecall(), HardRecall(), Copy(), *HardRecall.curriculum()])
+@pytest.mark.parametrize("task", [AssociativeRecall(), HardRecall(), Copy(), MQAR(), *HardRecall.curriculum()])
 def test_a_seed_fixes_the_documents_whatever_else_is_random(task):
     def batch(seed):
         torch.rand(3)

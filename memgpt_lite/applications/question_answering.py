@@ -28,13 +28,13 @@ from typing import NamedTuple
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from .. import data, tasks
 from ..checkpoints import load_pretrained
 from ..checkpoints.recipe import Recipe, Rows, Trained
-from ..model import MemGPT, MemGPTOutput
+from ..model import MemGPT
+from ..teaching import TaughtMemGPT, start_from
 from ..training import History, in_mode, train
 from .text_generation import WindowedGPT2
 
@@ -58,7 +58,6 @@ WORD = re.compile(r"\w+|[^\w\s]")
 PAD, UNKNOWN = "<pad>", "<unk>"
 SLOTS = [(kind, key) for kind, keys in KEYS.items() for key in keys]  # what each of the M = 24 slots is taught to hold
 SEGMENT = 16  # L
-TEACHING = 5.0  # weight of what the slots are told, beside the answers
 WINDOW = 128  # tokens that the GPT-2 without a memory sees at once
 
 
@@ -252,35 +251,6 @@ def curriculum() -> list[tasks.Mixture]:
 
 
 # ---- the model, and one without a memory ----
-
-
-def start_from(model: GPT2LMHeadModel, other: MemGPT) -> None:
-    """Take over what another model has learned, as far as the two have the same: a longer vocabulary begins with the other's words, a
-    window with its positions, and the slots with its slots."""
-    own = model.state_dict()
-    for name, learned in other.state_dict().items():
-        if name in own and own[name].shape[1:] == learned.shape[1:]:
-            own[name][: len(learned)] = learned  # in place: the model's own parameters
-
-
-class TaughtMemGPT(MemGPT):
-    """A MemGPT that is told, while it is trained, not only the answers but also which statement each slot should take.
-
-    `taken` (B, S, M): for each segment and slot the column of the write attention: 0 to keep, 1 + t to take token t. The scores before
-    sparsemax are trained by cross-entropy, which goes on pulling where sparsemax is at exactly 0 or 1 and gives no gradient. (Supervised
-    attention: Mi et al. 2016; supporting facts as a second supervision: Weston et al. 2015, arXiv:1410.3916.)
-    """
-
-    def forward(self, input_ids: Tensor, *args, taken: Tensor | None = None, **options) -> MemGPTOutput:
-        if taken is None:
-            return super().forward(input_ids, *args, **options)
-        scores = []
-        hook = self.update_rule.register_forward_hook(lambda rule, inputs, _: scores.append(rule.scores(*inputs)))
-        out = super().forward(input_ids, *args, **options)
-        hook.remove()
-        z = torch.stack(scores, dim=1)  # (B, S, M, 1 + L)
-        out.loss = out.loss + TEACHING * F.cross_entropy(z.flatten(0, 2), taken.flatten())
-        return out
 
 
 def train_model(seed: int = 0, steps: int = 1500, progress: bool = True) -> tuple[MemGPT, PreTrainedTokenizerFast, History]:

@@ -1,0 +1,130 @@
+"""The models of made-up tasks: `recall`, of facts that come first, and `hard_recall`, of facts that stand anywhere."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import tasks
+from ..model import MemGPT, MemGPTConfig
+from ..teaching import TaughtMemGPT, start_from
+from ..training import train
+from . import load_pretrained
+from .recipe import Recipe, Rows, Trained
+
+# ---- easy recall ----
+
+
+def train_recall(seed: int) -> Trained:
+    config = MemGPTConfig(
+        vocab_size=len(tasks.VOCABULARY),
+        segment_length=16,
+        n_embd=64,
+        n_layer=2,
+        n_head=2,
+        num_memory_slots=16,
+        memory_init="learned",
+    )
+    model = MemGPT(config)
+    history = train(model, tasks.AssociativeRecall.curriculum(4), steps=3000, batch_size=64, seed=seed)
+    accuracy = history.recent_accuracy(20)
+    return Trained(model, None, f"{len(history):,} steps of 64 documents, accuracy in the last 20 of them {accuracy:.4f}")
+
+
+def evaluate_recall(model: MemGPT, tokenizer: None) -> Rows:
+    rows = {}
+    for segments in (4, 64, 2048):
+        result = tasks.measure_recall(model, segments)
+        row = {
+            "questions": result.questions,
+            "answered rightly, %": 100 * result.accuracy,
+            "slots changed, %": 100 * result.slots_changed,
+        }
+        rows[f"{segments:,} segments, {16 * segments:,} tokens"] = row
+    return rows
+
+
+RECALL = Recipe(
+    train_recall,
+    evaluate_recall,
+    about="A MemGPT that recalls facts: four names with their places in the first segment, noise, four questions in the last.",
+    data=f"`memgpt_lite.tasks.AssociativeRecall`, made up as it trains; vocabulary of {len(tasks.VOCABULARY)} words; 1 to 4 segments. "
+    "Measured on 1,024 documents from a seed that training does not use (`memgpt_lite.tasks.measure_recall`).",
+    limits=f"anything else. It knows {len(tasks.VOCABULARY)} words, was never asked about more than four facts, and takes a second "
+    "fact about the same name only as it comes.",
+)
+
+
+# ---- hard recall ----
+
+
+@dataclass(frozen=True)
+class Told:
+    """Documents of hard recall, with what each of as many slots as there are names should take (`TaughtMemGPT`).
+
+    Slot n belongs to the n-th of `tasks.NAMES`: it takes the place that is told of this name, after SET, and keeps otherwise.
+    """
+
+    task: tasks.HardRecall | tasks.Mixture
+
+    def batch(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        ids, labels = self.task.batch(batch_size, generator)
+        return {"input_ids": ids, "labels": labels, "taken": taken(ids)}
+
+
+def taken(ids: Tensor, length: int = tasks.HardRecall.segment_length) -> Tensor:
+    """(B, S·L) → (B, S, M): 0 to keep, 1 + t to take the segment's token t. Of two facts about a name in one segment the later counts."""
+    segments, slots = ids.size(1) // length, len(tasks.NAMES)
+    text, at = (ids == tasks.SET).nonzero(as_tuple=True)
+    name, place = ids[text, at + 1] - tasks.FIRST_NAME, at + 2
+    columns = torch.zeros(len(ids) * segments * slots, dtype=torch.long)
+    index = (text * segments + place // length) * slots + name
+    return columns.scatter_reduce(0, index, 1 + place % length, "amax").view(len(ids), segments, slots)
+
+
+def train_hard_recall(seed: int) -> Trained:
+    """From the shipped model `recall` on, which knows how to answer, but not what SET means; its slots begin anew, one for each name."""
+    recall = load_pretrained("recall")
+    torch.manual_seed(seed)
+    taught = TaughtMemGPT(recall.config)
+    slots = taught.initial_memory.detach().clone()
+    start_from(taught, recall)
+    with torch.no_grad():
+        taught.initial_memory.copy_(slots)
+    history = train(
+        taught,
+        [Told(stage) for stage in tasks.HardRecall.curriculum(4)[3:]],
+        steps=2000,
+        batch_size=64,
+        seed=seed,
+        progress=False,
+    )
+    model = MemGPT(recall.config)
+    model.load_state_dict(taught.state_dict())
+    accuracy = history.recent_accuracy(20)
+    return Trained(model, None, f"{len(history):,} steps of 64 documents, accuracy in the last 20 of them {accuracy:.4f}")
+
+
+def evaluate_hard_recall(model: MemGPT, tokenizer: None) -> Rows:
+    rows = {}
+    for segments, documents in ((4, 1024), (64, 1024), (256, 1024), (4096, 256)):
+        result = tasks.measure_answers(model, tasks.HardRecall(segments), num_documents=documents)
+        rows[f"{segments:,} segments, {16 * segments:,} tokens"] = {
+            "questions": result.questions,
+            "answered rightly, %": 100 * result.accuracy,
+            "segments that wrote": result.segments_written,
+        }
+    return rows
+
+
+HARD_RECALL = Recipe(
+    train_hard_recall,
+    evaluate_hard_recall,
+    about="A MemGPT that recalls facts which stand anywhere among distractors, some overriding earlier ones: six facts about four names.",
+    data="`memgpt_lite.tasks.HardRecall`, made up as it trains, 2 to 4 segments, from the weights of `recall` on. While it trains it is told "
+    "which place each slot should take (`memgpt_lite.teaching`), afterwards nothing. Measured on documents from a seed that training "
+    "does not use (`memgpt_lite.tasks.measure_answers`); the last column is the mean number of segments, of a document, that changed a slot.",
+    limits=f"anything else. It knows {len(tasks.VOCABULARY)} words and one form of a fact: SET, a name, a place.",
+)
+
+RECIPES = {"recall": RECALL, "hard_recall": HARD_RECALL}

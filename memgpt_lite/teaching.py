@@ -1,0 +1,45 @@
+"""How does a model learn where to write, when its answers alone do not teach it?
+
+Somebody who knows says which token each slot should take, and which slots should keep. Answers say so too, but late, and through every
+segment between; and a slot that keeps with a share of exactly 1 gets no gradient at all. Being told, the model learns it from the scores.
+Once it is trained, nobody tells it anything.
+"""
+
+from torch import Tensor, stack
+from torch.nn import functional as F
+from transformers import GPT2LMHeadModel
+
+from .model import MemGPT, MemGPTOutput
+
+
+def start_from(model: GPT2LMHeadModel, other: MemGPT) -> None:
+    """Take over what another model has learned, as far as the two have the same: a longer vocabulary begins with the other's words, a
+    window with its positions, and the slots with its slots."""
+    own = model.state_dict()
+    for name, learned in other.state_dict().items():
+        if name in own and own[name].shape[1:] == learned.shape[1:]:
+            own[name][: len(learned)] = learned  # in place: the model's own parameters
+
+
+class TaughtMemGPT(MemGPT):
+    """A MemGPT that is told, while it is trained, not only the answers but also which token each slot should take.
+
+    `taken` (B, S, M): for each segment and slot the column of the write attention: 0 to keep, 1 + t to take token t. The scores before
+    sparsemax are trained by cross-entropy, which goes on pulling where sparsemax is at exactly 0 or 1 and gives no gradient. (Supervised
+    attention: Mi et al. 2016; supporting facts as a second supervision: Weston et al. 2015, arXiv:1410.3916.) Its parameters are those of a `MemGPT`, which takes them by `load_state_dict` once they are trained.
+    """
+
+    teaching = 5.0  # weight of what the slots are told, beside the answers
+
+    def forward(self, input_ids: Tensor, *args, taken: Tensor | None = None, **options) -> MemGPTOutput:
+        if taken is None:
+            return super().forward(input_ids, *args, **options)
+        scores = []
+        hook = self.update_rule.register_forward_hook(lambda rule, inputs, _: scores.append(rule.scores(*inputs)))
+        try:
+            out = super().forward(input_ids, *args, **options)
+        finally:
+            hook.remove()
+        z = stack(scores, dim=1)  # (B, S, M, 1 + L)
+        out.loss = out.loss + self.teaching * F.cross_entropy(z.flatten(0, 2), taken.flatten())
+        return out
