@@ -42,18 +42,20 @@ from ..training import History, one_cycle, train_step
 
 
 class Book(NamedTuple):
-    """A novel: its file, how a chapter begins, how many chapters are for training and for validation, how many tokens it is cut into."""
+    """A novel: its file, how a chapter begins, how many chapters are for training and for validation, how many kinds of tokens it is cut
+    into, and for how many steps models are trained on it (chosen on the validation chapters)."""
 
     file: str
     chapter: str
     train: int
     validation: int
     vocab_size: int
+    steps: int
 
 
 BOOKS = {
-    "en": Book("pride_and_prejudice.txt", r"^Chapter \d+$", train=49, validation=6, vocab_size=1024),
-    "zh": Book("sanguo_ch1-40.txt", r"^第[一二三四五六七八九十]+回 ", train=32, validation=4, vocab_size=2048),
+    "en": Book("pride_and_prejudice.txt", r"^Chapter \d+$", train=49, validation=6, vocab_size=1024, steps=5000),
+    "zh": Book("sanguo_ch1-40.txt", r"^第[一二三四五六七八九十]+回 ", train=32, validation=4, vocab_size=2048, steps=1200),
 }
 
 
@@ -125,7 +127,7 @@ class Learned(NamedTuple):
 TOKENS, WINDOW = 1024, 128  # of a step, and of each of its streams
 
 
-def train_model(seed: int, language: str = "en", *, steps: int = 1200, progress: bool = True, **settings) -> Learned:
+def train_model(seed: int, language: str = "en", *, steps: int | None = None, progress: bool = True, **settings) -> Learned:
     """Our model. settings: of `MemGPTConfig`, where they are not to be the recipe's."""
     tokenizer = book_tokenizer(language)
     recipe = {
@@ -138,7 +140,7 @@ def train_model(seed: int, language: str = "en", *, steps: int = 1200, progress:
 
 
 def train_gpt2(
-    seed: int, language: str = "en", *, window: int, parameters: int, steps: int = 1200, progress: bool = True
+    seed: int, language: str = "en", *, window: int, parameters: int, steps: int | None = None, progress: bool = True
 ) -> Learned:
     """A GPT-2 without memory, as wide as makes about as many `parameters`, trained on as many tokens."""
     tokenizer = book_tokenizer(language)
@@ -157,8 +159,9 @@ def train_gpt2(
     return Learned(model, tokenizer, _train(model, language, seed, steps, max(WINDOW, window), progress))
 
 
-def _train(model, language: str, seed: int, steps: int, window: int, progress: bool) -> History:
+def _train(model, language: str, seed: int, steps: int | None, window: int, progress: bool) -> History:
     """`TOKENS` tokens a step, from `streams` along which the memory is carried; each round through the chapters begins elsewhere."""
+    steps = steps or BOOKS[language].steps
     tokens, generator, history = training_tokens(language), torch.Generator().manual_seed(seed), History(ended="steps")
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     batches = iter(())
