@@ -14,11 +14,12 @@ from .model import MemGPT, MemGPTOutput
 
 def start_from(model: GPT2LMHeadModel, other: MemGPT) -> None:
     """Take over what another model has learned, as far as the two have the same: a longer vocabulary begins with the other's words, a
-    window with its positions, and the slots with its slots."""
+    window with its positions, and fewer or more slots with as many of its slots."""
     own = model.state_dict()
     for name, learned in other.state_dict().items():
         if name in own and own[name].shape[1:] == learned.shape[1:]:
-            own[name][: len(learned)] = learned  # in place: the model's own parameters
+            count = min(len(own[name]), len(learned))
+            own[name][:count] = learned[:count]  # in place: the model's own parameters
 
 
 class TaughtMemGPT(MemGPT):

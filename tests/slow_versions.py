@@ -398,6 +398,73 @@ def last_word(statements):
     return found
 
 
+def cost_of_a_memory(slots, width, length):
+    products = 0
+    for _ in range(slots):
+        products += width * width  # its query
+        products += length * width  # its scores
+        products += length * width  # its mixture
+    for _ in range(length):
+        products += width * width + width * width  # a token's key and value
+    return 4 * sum(width for _ in range(slots)), products
+
+
+def first_that_reaches(facts, target, draws, guess):
+    for slots in range(1, 10_000):
+        missed = math.exp(draws * slots * math.log(1 - 1 / facts)) if facts > 1 else 0.0
+        if 1 - missed + missed * guess >= target:
+            return slots
+
+
+def holders(shares):
+    counts = []
+    for column in shares.T:
+        total = float(sum(column))
+        counts.append(1 / sum((float(p) / total) ** 2 for p in column) if total else 0.0)
+    return torch.tensor(counts, dtype=shares.dtype)
+
+
+def highest_error_rate(errors, questions, confidence):
+    def so_few(rate):  # one question after the other: the chances of 0, 1, … errors so far, and of more
+        chances = [1.0] + [0.0] * (errors + 1)
+        for _ in range(questions):
+            more = chances[-1] + chances[-2] * rate
+            chances = [chance * (1 - rate) + before * rate for before, chance in zip([0.0, *chances], chances)]
+            chances[-1] = more
+        return sum(chances[:-1])
+
+    rate, step = 0.0, 0.5
+    while step > 1e-9:
+        if so_few(min(1.0, rate + step)) > 1 - confidence:
+            rate += step
+        step /= 2
+    return min(1.0, rate)
+
+
+def segment_after_segment(read, segments, memory, ahead):
+    calls, until, known = 0, 0, None
+    for s in range(len(segments)):
+        if s == until:  # nothing is known of this one yet, or not rightly
+            known, start, calls = read(segments[s : s + ahead], memory), s, calls + 1
+            until = s + len(known)
+        after = known[s - start]
+        if not torch.equal(after, memory):
+            memory, until = after, s + 1
+    return memory, calls
+
+
+def every_write(write_attention):
+    segments, slots, columns = write_attention.shape
+    found = []
+    for s in range(segments):
+        for j in range(slots):
+            row = write_attention[s, j].tolist()
+            if row[0] < 1:
+                strongest = max(range(1, columns), key=row.__getitem__)
+                found.append((s, j, s * (columns - 1) + strongest - 1))
+    return found
+
+
 SLOW = {
     "1.1": decode, "1.2": unpad, "1.3": shift, "1.4": where_predicted, "2.1": spread, "2.2": orthogonal, "2.3": treats_alike,
     "3.1": attention, "3.2": context, "3.3": share_right, "3.4": without_read, "4.1": sparsemax, "4.2": update, "4.3": carry,
@@ -407,4 +474,6 @@ SLOW = {
     "10.1": info_nce, "10.2": mean_reciprocal_rank, "10.3": by_pairs,
     "11.1": rouge_l, "11.2": hold_out, "11.3": lead,
     "12.1": whole_sentences, "12.2": share_in_each_band, "12.3": last_word,
+    "14.1": cost_of_a_memory, "14.2": first_that_reaches, "14.3": holders,
+    "13.1": highest_error_rate, "13.2": segment_after_segment, "13.3": every_write,
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """Facts hidden in a novel: what is asked and answered, the documents, and the shipped model."""
 
 import random
+import re
 
 import pytest
 import torch
@@ -133,6 +134,35 @@ def test_a_slot_is_taught_to_take_the_last_word_of_a_statement_about_its_key_and
         assert segment[last + 1] == "." and qa.SLOTS[j][1] in segment[max(0, last - 4) : last + 1]
     asked = (batch["labels"] != ml.tasks.IGNORED).sum(1)
     assert torch.equal((batch["taken"] > 0).sum((1, 2)).clamp(max=4), asked)
+
+
+@pytest.mark.parametrize("aloud", [True, False])
+def test_two_hops_ask_for_the_place_of_the_holder(aloud):
+    tokenizer, seen, others = qa.make_tokenizer(), 0, 0
+    forms = [(kind, re.escape(form[:-2])) for kind in qa.STATEMENTS for form in qa.STATEMENTS[kind]]
+    patterns = [
+        (k, re.compile(f.replace(r"\{key\}", r"(?P<key>\w+)").replace(r"\{value\}", r"(?P<value>\w+)"))) for k, f in forms
+    ]
+    batch = qa.TwoHops(4, (4, 8), overriding=0.3, aloud=aloud).batch(100, torch.Generator().manual_seed(0))
+    for ids, labels in zip(batch["input_ids"], batch["labels"].tolist()):
+        words, place, holder = tokenizer.convert_ids_to_tokens(ids), {}, {}
+        for sentence in " ".join(word for word in words[:64] if word != qa.PAD).split(" ."):  # what holds at the end
+            for kind, said in ((kind, pattern.fullmatch(sentence.strip())) for kind, pattern in patterns):
+                if said and said["key"] in qa.KEYS[kind] and said["value"] in qa.VALUES[kind]:
+                    (place if kind == "where" else holder)[said["key"]] = said["value"]
+        answers = [t for t, label in enumerate(labels) if label >= 0]
+        assert all(labels[t] == ids[t] for t in answers) and min(answers) >= 64
+        for t in range(64, 96):
+            if words[t - 5 : t - 2] == ["Where", "is", "the"] and words[t - 1] == "?":
+                thing = words[t - 2]
+                expected = [holder[thing], place[holder[thing]]][not aloud :]
+                assert words[t : t + len(expected)] == expected and set(range(t, t + len(expected))) <= set(answers)
+                assert t + len(expected) not in answers
+                seen += 1
+            elif words[t - 4 : t - 2] == ["Where", "is"] and words[t - 1] == "?":
+                assert words[t] == place[words[t - 2]] and t in answers
+                others += 1
+    assert seen > 100 and others > 30
 
 
 def test_what_slots_are_told_moves_what_they_take():

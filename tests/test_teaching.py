@@ -75,6 +75,8 @@ def test_what_two_models_have_in_common_is_taken_over():
     torch.testing.assert_close(large.transformer.wte.weight[11:], before)
     torch.testing.assert_close(large.initial_memory[:3], small.initial_memory)
     torch.testing.assert_close(large.update_rule.key.weight, small.update_rule.key.weight)
+    start_from(small, large)
+    torch.testing.assert_close(small.initial_memory, large.initial_memory[:3])
 
 
 def test_answers_over_many_segments_are_those_of_whole_documents():

@@ -18,7 +18,6 @@ Shapes: B texts, T tokens, L tokens of a segment, M slots, D width, Q questions.
 """
 
 import functools
-import itertools
 import random
 import re
 from collections import Counter
@@ -197,10 +196,13 @@ def make_document(facts: list[Fact], length: int, filler: list[list[int]], share
     return Document([token % mark for token in ids] + [pad] * -excess, list(zip(told, facts)))
 
 
+def question_of(fact: Fact) -> str:
+    return QUESTIONS[fact.kind].format(key=fact.key)
+
+
 def ask(fact: Fact, answered: bool) -> list[int]:
     """The question about a fact, with or without the answer, as token numbers."""
-    words = QUESTIONS[fact.kind].format(key=fact.key).split() + [fact.value] * answered
-    return make_tokenizer().convert_tokens_to_ids(words)
+    return make_tokenizer().convert_tokens_to_ids(question_of(fact).split() + [fact.value] * answered)
 
 
 # ---- what is learned from ----
@@ -227,18 +229,60 @@ class HiddenFacts:
         return {name: torch.tensor(column) for name, column in zip(("input_ids", "labels", "taken"), zip(*rows))}
 
     def row(self, rng: random.Random) -> tuple[list[int], list[int], list[list[int]]]:
-        facts = draw_facts(rng.randint(*self.facts), self.overriding, rng)
-        length, pad = self.segments * SEGMENT, make_tokenizer().pad_token_id
+        facts = self.draw(rng)
+        length, tokenizer = self.segments * SEGMENT, make_tokenizer()
+        pad, mark = tokenizer.pad_token_id, len(tokenizer)
         document = make_document(facts, length, encoded(self.part), rng.uniform(*self.filler), rng)
-        asked = rng.sample(document.facts, len(document.facts))[:4]  # two fit into a segment
-        questions = lay_out([ask(fact, answered=True) for fact in asked], SEGMENT, pad)
+        asked = [
+            [
+                *tokenizer.convert_tokens_to_ids(question.split()),
+                *(mark + i for i in tokenizer.convert_tokens_to_ids(answer.split())),
+            ]
+            for question, answer in self.questions(document, rng)
+        ]  # answers are marked, to be labelled below
+        questions = lay_out(asked, SEGMENT, pad)
         questions += [pad] * (2 * SEGMENT - len(questions))
-        mark = make_tokenizer().convert_tokens_to_ids("?")
-        labels = [b if a == mark else tasks.IGNORED for a, b in itertools.pairwise(questions)]  # the word after each "?"
+        labels = [token - mark if token >= mark else tasks.IGNORED for token in questions]
         taken = [[0] * len(SLOTS) for _ in range(self.segments + 2)]
         for place, fact in document.told:
             taken[place // SEGMENT][SLOTS.index(fact[:2])] = 1 + place % SEGMENT
-        return document.input_ids + questions, [tasks.IGNORED] * (length + 1) + labels, taken
+        return document.input_ids + [token % mark for token in questions], [tasks.IGNORED] * length + labels, taken
+
+    def draw(self, rng: random.Random) -> list[Fact]:
+        return draw_facts(rng.randint(*self.facts), self.overriding, rng)
+
+    def questions(self, document: Document, rng: random.Random) -> list[tuple[str, str]]:
+        """Questions and answers, of which two fit into a segment."""
+        return [(question_of(fact), fact.value) for fact in rng.sample(document.facts, len(document.facts))[:4]]
+
+
+@dataclass(frozen=True)
+class TwoHops(HiddenFacts):
+    """The same documents, with questions that join two facts, *Where is the lamp ?*, as many as there are, and others beside them.
+
+    aloud: the answer names who has it, and then the place: a chain of thought (Wei et al. 2022, arXiv:2201.11903). Otherwise it is the place.
+    """
+
+    aloud: bool = True
+
+    def draw(self, rng: random.Random) -> list[Fact]:
+        facts = super().draw(rng)
+        names = [fact.key for fact in facts if fact.kind == "where"]
+        return [fact._replace(value=rng.choice(names)) if names and fact.kind == "who" else fact for fact in facts]
+
+    def questions(self, document: Document, rng: random.Random) -> list[tuple[str, str]]:
+        joined = [
+            (f"Where is the {thing} ?", f"{holder} {place}" if self.aloud else place)
+            for thing, holder, place in two_hops(document)
+        ]
+        asked = rng.sample(joined, min(3, len(joined))) + super().questions(document, rng)
+        return rng.sample(asked[:4], len(asked[:4]))
+
+
+def two_hops(document: Document) -> list[tuple[str, str, str]]:
+    """Things whose holder's place is known: thing, holder, place."""
+    place = {fact.key: fact.value for fact in document.facts if fact.kind == "where"}
+    return [(fact.key, fact.value, place[fact.value]) for fact in document.facts if fact.kind == "who" and fact.value in place]
 
 
 def curriculum() -> list[tasks.Mixture]:
