@@ -37,7 +37,7 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 from memgpt_lite import MemGPT, MemGPTConfig, measurements
 from memgpt_lite.rules import UPDATE_RULES
 from memgpt_lite.tasks import IGNORED, MQAR, VOCABULARY, AssociativeRecall, Batch, Copy, HardRecall, Mixture
-from memgpt_lite.training import one_cycle
+from memgpt_lite.training import answer_accuracy, one_cycle
 
 PAGE = Path(__file__).with_suffix(".md")
 V, D, LAYERS, HEADS = len(VOCABULARY), 64, 2, 2
@@ -421,7 +421,7 @@ def train(model: System, task: str, seed: int, rate: float, budget: float) -> Tr
         with torch.no_grad():
             logits = model(held_out.input_ids)
         model.train()
-        curve.append((round(spent.seconds, 2), accuracy(logits, held_out.labels)))
+        curve.append((round(spent.seconds, 2), answer_accuracy(logits, held_out.labels)))
         return answer_loss(logits, held_out.labels).item()
 
     model.train()
@@ -444,12 +444,6 @@ def train(model: System, task: str, seed: int, rate: float, budget: float) -> Tr
             validate()
     loss = validate()
     return Trained(steps, spent.seconds, tokens, curve, loss if math.isfinite(loss) else math.inf)
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of the questions whose answer is the likeliest token."""
-    asked = labels[:, 1:] != IGNORED
-    return (logits[:, :-1].argmax(-1) == labels[:, 1:])[asked].float().mean().item()
 
 
 # ---- the learning rate ----

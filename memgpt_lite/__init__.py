@@ -39,7 +39,7 @@ __all__ = [
     "MemGPTConfig", "MemGPTOutput", "MemoryExplorer", "MemoryLab", "MemoryTrace", "MemoryUpdate", "Reading", "SegmentCache",
     "SegmentCollator", "Source", "answer_accuracy", "character_tokenizer", "checkpoints", "data", "dependence",
     "gpt2_tokenizer", "initial_memory", "inspect_memory", "keep_attention_backward", "load_memory", "load_pretrained",
-    "make_segments", "measurements", "memory_gradients", "provenance", "read_ahead", "remove_stop_words", "save_memory", "setup", "sparsemax",
-    "sparsemax_backward", "stop_words", "stream", "streams", "swap_slots", "tasks", "trace", "train", "train_step",
-    "train_tokenizer", "viz", "words",
+    "make_segments", "measurements", "memory_gradients", "provenance", "read_ahead", "remove_stop_words", "save_memory",
+    "setup", "sparsemax", "sparsemax_backward", "stop_words", "stream", "streams", "swap_slots", "tasks", "trace", "train",
+    "train_step", "train_tokenizer", "viz", "words",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """What the small models learn from: made-up documents whose right answers are known.
 
 - `AssociativeRecall`: facts in the first segment, noise between, every name asked for in the last. The easy version.
-- `HardRecall`: facts anywhere, marked by a token, among distractors of the same words, later facts overriding earlier ones.
+- `HardRecall`: facts in any segment, marked by a token, among distractors of the same words, later facts overriding earlier ones.
 - `Copy`: repeat the first segment, in order.
 - `MQAR`: pairs at the start, and each asked for again, sooner rather than later. A task that others measure with.
 - `Mixture`: any of several tasks, as a stage of a curriculum.
@@ -120,7 +120,7 @@ class AssociativeRecall:
 class HardRecall:
     """Hard recall: "SET Ada Paris … um Ada Oslo … SET Ada Rome … ASK Ada → Rome".
 
-    Every segment but the last has `segment_length // 3` triples of words. `num_facts` of them, anywhere, are facts: SET, a name, a
+    Every segment but the last has `segment_length // 3` triples of words. `num_facts` of them, in any segment, are facts: SET, a name, a
     place. They speak of `num_names` different names, so that with more facts than names later ones override earlier ones.
     With `distractors` half of the other triples hold a noise word, a name and a place, which mean nothing without SET.
     The last segment asks for every name once: ASK, the name, and the place that was told last, which is labelled.
@@ -267,6 +267,12 @@ class RecallResult(NamedTuple):
     slots_changed: float
 
 
+def _hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of every question, whether it was answered rightly. logits (B, L, V), labels (B, L): position t answers with label t + 1."""
+    answers = labels[:, 1:]
+    return (logits[:, :-1].argmax(-1).cpu() == answers)[answers != IGNORED]
+
+
 @torch.no_grad()
 def measure_recall(
     model, num_segments: int, *, num_documents: int = 1024, batch_size: int = 256, seed: int = 1_000_000, task=None
@@ -290,10 +296,8 @@ def measure_recall(
                 words = noise(len(ids), min(256, num_segments - 2 - done) * length, generator).to(model.device)
                 memory = read_ahead(model, words, memory).memory
             logits = model(ids[:, length:].to(model.device), memory=memory, output_attentions=False).logits  # (B, L, V)
-            answers = labels[:, length + 1 :]  # (B, L − 1): position t answers with label t + 1
-            hit = logits[:, :-1].argmax(-1).cpu() == answers
-            right += hit[answers != IGNORED].sum().item()
-            asked += (answers != IGNORED).sum().item()
+            hits = _hits(logits, labels[:, length:])
+            right, asked = right + hits.sum().item(), asked + len(hits)
             changed += (memory != told).any(-1).sum().item()
             slots += told.shape[0] * told.shape[1]
     return RecallResult(right / asked, asked, changed / slots)
@@ -321,9 +325,7 @@ def measure_answers(model, task, *, num_documents: int = 256, batch_size: int = 
             ids, labels = task.batch(min(batch_size, num_documents - start), generator)
             before = read_ahead(model, ids[:, :-length].to(model.device))
             logits = model(ids[:, -length:].to(model.device), memory=before.memory, output_attentions=False).logits  # (B, L, V)
-            answers = labels[:, 1 - length :]  # (B, L − 1): position t answers with label t + 1
-            hit = logits[:, :-1].argmax(-1).cpu() == answers
-            right += hit[answers != IGNORED].sum().item()
-            asked += (answers != IGNORED).sum().item()
+            hits = _hits(logits, labels[:, -length:])
+            right, asked = right + hits.sum().item(), asked + len(hits)
             written += before.written.sum().item()
     return AnswerResult(right / asked, asked, written / num_documents)

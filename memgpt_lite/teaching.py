@@ -27,7 +27,9 @@ class TaughtMemGPT(MemGPT):
 
     `taken` (B, S, M): for each segment and slot the column of the write attention: 0 to keep, 1 + t to take token t. The scores before
     sparsemax are trained by cross-entropy, which goes on pulling where sparsemax is at exactly 0 or 1 and gives no gradient. (Supervised
-    attention: Mi et al. 2016; supporting facts as a second supervision: Weston et al. 2015, arXiv:1410.3916.) Its parameters are those of a `MemGPT`, which takes them by `load_state_dict` once they are trained.
+    attention: Mi et al. 2016; supporting facts as a second supervision: Weston et al. 2015, arXiv:1410.3916.)
+
+    Its parameters are those of a `MemGPT`, which takes them by `load_state_dict` once they are trained.
     """
 
     teaching = 5.0  # weight of what the slots are told, beside the answers

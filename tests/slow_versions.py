@@ -474,6 +474,6 @@ SLOW = {
     "10.1": info_nce, "10.2": mean_reciprocal_rank, "10.3": by_pairs,
     "11.1": rouge_l, "11.2": hold_out, "11.3": lead,
     "12.1": whole_sentences, "12.2": share_in_each_band, "12.3": last_word,
-    "14.1": cost_of_a_memory, "14.2": first_that_reaches, "14.3": holders,
     "13.1": highest_error_rate, "13.2": segment_after_segment, "13.3": every_write,
+    "14.1": cost_of_a_memory, "14.2": first_that_reaches, "14.3": holders,
 }  # fmt: skip

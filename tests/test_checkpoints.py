@@ -27,7 +27,7 @@ def test_the_recall_model_does_it_with_its_memory():
 
 
 @pytest.mark.parametrize(("segments", "documents"), [(4, 1024), (600, 48)])
-def test_the_hard_recall_model_finds_facts_anywhere_and_writes_nothing_else(segments, documents):
+def test_the_hard_recall_model_finds_facts_in_any_segment_and_writes_nothing_else(segments, documents):
     found = tasks.measure_answers(ml.load_pretrained("hard_recall"), tasks.HardRecall(segments), num_documents=documents, seed=42)
     assert found.questions == 4 * documents and found.accuracy >= 0.995
     assert found.segments_written <= 6.05  # of six facts; some share a segment

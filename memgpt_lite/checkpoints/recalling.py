@@ -1,4 +1,4 @@
-"""The models of made-up tasks: `recall`, of facts that come first, and `hard_recall`, of facts that stand anywhere."""
+"""The models of made-up tasks: `recall`, of facts that come first, and `hard_recall`, of facts that stand in any segment."""
 
 from dataclasses import dataclass
 
