@@ -120,10 +120,11 @@ class AssociativeRecall:
 class HardRecall:
     """Hard recall: "SET Ada Paris … um Ada Oslo … SET Ada Rome … ASK Ada → Rome".
 
-    Every segment but the last has `segment_length // 3` triples of words. `num_facts` of them, in any segment, are facts: SET, a name, a
-    place. They speak of `num_names` different names, so that with more facts than names later ones override earlier ones.
-    With `distractors` half of the other triples hold a noise word, a name and a place, which mean nothing without SET.
-    The last segment asks for every name once: ASK, the name, and the place that was told last, which is labelled.
+    In every segment but the last there may be up to `segment_length // 3` triples of words, at any token, with noise between them.
+    `num_facts` of all that there is room for, in any segment, are facts: SET, a name, a place. They speak of `num_names` different
+    names, so that with more facts than names later ones override earlier ones. With `distractors` half of the others hold a noise word, a
+    name and a place, which mean nothing without SET. The last segment asks for every name once: ASK, the name, and the place that was told
+    last, which is labelled. With `on_grid` triples begin at every third token of a segment only (what a model learns from that: notebook 13).
     """
 
     num_segments: int = 4
@@ -131,6 +132,7 @@ class HardRecall:
     num_names: int = 4
     segment_length: int = 16
     distractors: bool = True
+    on_grid: bool = False
 
     def __post_init__(self):
         triples = self.segment_length // 3
@@ -142,31 +144,49 @@ class HardRecall:
             )
 
     def batch(self, batch_size: int, generator: torch.Generator) -> Batch:
-        length, triples = self.segment_length, self.segment_length // 3
-        ids = noise(batch_size, self.num_segments * length, generator)  # (B, S·L)
+        triples = self.segment_length // 3
+        ids = noise(batch_size, self.num_segments * self.segment_length, generator)  # (B, S·L)
         room = (self.num_segments - 1) * triples
-        start = torch.arange(room) // triples * length + torch.arange(room) % triples * 3  # (room), each triple's first token
+        there = torch.zeros(batch_size, room, dtype=torch.bool)  # which triples are more than noise
         if self.distractors:
-            shape = (batch_size, room)
-            false = torch.rand(shape, generator=generator) < 0.5
-            for offset, low, high in ((1, FIRST_NAME, FIRST_PLACE), (2, FIRST_PLACE, FIRST_NOISE)):
-                words = _random(low, high, shape, generator)
-                ids[:, start + offset] = torch.where(false, words, ids[:, start + offset])
+            there = torch.rand(batch_size, room, generator=generator) < 0.5
+            false_names = _random(FIRST_NAME, FIRST_PLACE, there.shape, generator)
+            false_places = _random(FIRST_PLACE, FIRST_NOISE, there.shape, generator)
         # (B, F): which triples are facts, in the order of the text; about which of the names; and where that one is
-        told = start[_choose(batch_size, room, self.num_facts, generator).sort(-1).values]
+        told = _choose(batch_size, room, self.num_facts, generator).sort(-1).values
         about = torch.arange(self.num_facts).expand(batch_size, -1) % self.num_names
         about = about.gather(1, _choose(batch_size, self.num_facts, self.num_facts, generator))
         names = FIRST_NAME + _choose(batch_size, len(NAMES), self.num_names, generator)  # (B, K)
         places = _random(FIRST_PLACE, FIRST_NOISE, (batch_size, self.num_facts), generator)  # (B, F)
-        asked = 3 * _choose(batch_size, triples, self.num_names, generator) + (self.num_segments - 1) * length  # (B, K)
+        asked = _choose(batch_size, triples, self.num_names, generator)  # (B, K)
 
         order = torch.arange(self.num_facts)
         said = about[:, None, :] == torch.arange(self.num_names)[:, None]  # (B, K, F)
         latest = torch.where(said, order, -1).amax(-1)  # (B, K)
         answers = places.gather(1, latest)  # (B, K)
+        questions = torch.zeros(batch_size, triples, dtype=torch.bool).scatter(1, asked, True)
+        start = self._starts(torch.cat([there.scatter(1, told, True), questions], dim=1), generator)  # (B, S·triples)
+        if self.distractors:
+            text, triple = there.nonzero(as_tuple=True)
+            at = start[text, triple]
+            ids[text, at + 1], ids[text, at + 2] = false_names[there], false_places[there]
+        told, asked = start.gather(1, told), start.gather(1, room + asked)
         ids.scatter_(1, told, SET).scatter_(1, told + 1, names.gather(1, about)).scatter_(1, told + 2, places)
         ids.scatter_(1, asked, ASK).scatter_(1, asked + 1, names).scatter_(1, asked + 2, answers)
         return Batch(ids, torch.full_like(ids, IGNORED).scatter_(1, asked + 2, answers))
+
+    def _starts(self, there: Tensor, generator: torch.Generator) -> Tensor:
+        """The text's token at which each triple begins, (B, S·triples), for those that are there; what is free lies around them by chance."""
+        there = there.unflatten(1, (self.num_segments, -1))  # (B, S, triples)
+        if self.on_grid:
+            within = 3 * torch.arange(there.size(-1)).expand_as(there)
+        else:
+            before = there.cumsum(-1) - there.long()  # how many stand before it in its segment
+            free = self.segment_length - 3 * there.sum(-1, keepdim=True)
+            chance = torch.rand(there.shape, generator=generator).masked_fill(~there, torch.inf).sort(-1).values
+            gaps = (chance.nan_to_num(posinf=0) * (free + 1)).long()  # free tokens before the first, the second, … of them
+            within = 3 * before + gaps.gather(-1, before)
+        return (within + self.segment_length * torch.arange(self.num_segments)[:, None]).flatten(1)
 
     @classmethod
     def curriculum(cls, max_segments: int = 4, **options) -> list["Mixture"]:

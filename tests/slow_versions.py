@@ -465,6 +465,25 @@ def every_write(write_attention):
     return found
 
 
+def erased_and_added(memory, address, erase, add):
+    rows = []
+    for j in range(len(memory)):
+        kept = torch.stack([memory[j, d] * (1 - address[j] * erase[d]) for d in range(len(erase))])
+        rows.append(kept + address[j] * add)
+    return torch.stack(rows)
+
+
+def corrected(memory, key, value, step):
+    says = sum(key[j] * memory[j] for j in range(len(key)))
+    return torch.stack([memory[j] + step * key[j] * (value - says) for j in range(len(key))])
+
+
+def until_half(differences):
+    points = torch.stack([torch.arange(len(differences)).double(), torch.ones(len(differences)).double()], dim=1)
+    slope = torch.linalg.lstsq(points, differences.double().log()[:, None]).solution[0, 0].item()
+    return math.log(0.5) / slope if slope < -1e-12 else math.inf
+
+
 SLOW = {
     "1.1": decode, "1.2": unpad, "1.3": shift, "1.4": where_predicted, "2.1": spread, "2.2": orthogonal, "2.3": treats_alike,
     "3.1": attention, "3.2": context, "3.3": share_right, "3.4": without_read, "4.1": sparsemax, "4.2": update, "4.3": carry,
@@ -476,4 +495,5 @@ SLOW = {
     "12.1": whole_sentences, "12.2": share_in_each_band, "12.3": last_word,
     "13.1": highest_error_rate, "13.2": segment_after_segment, "13.3": every_write,
     "14.1": cost_of_a_memory, "14.2": first_that_reaches, "14.3": holders,
+    "15.1": erased_and_added, "15.2": corrected, "15.3": until_half,
 }  # fmt: skip

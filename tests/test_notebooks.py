@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SERIES = [f"{i:02}" for i in range(15)]
+SERIES = [f"{i:02}" for i in range(16)]
 
 
 def outputs(notebook):

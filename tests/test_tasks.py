@@ -84,6 +84,8 @@ HARD = [
     HardRecall(6, 20, 3, 16),
     HardRecall(3, 4, 4, distractors=False),
     HardRecall(4, 5, 1, 11),
+    HardRecall(on_grid=True),
+    HardRecall(3, 7, 3, 20, on_grid=True),
 ]
 
 
@@ -113,9 +115,20 @@ def test_hard_recall_asks_for_what_was_told_last(task):
         assert sum(word in PLACES for word in words) == sum(word in NAMES for word in words)
     assert (overridden > 50) == (task.num_facts > task.num_names)
     assert others == 0 or false / others == pytest.approx(0.5 if task.distractors else 0.0, abs=0.05)
-    triples = [3 * i for i in range(task.segment_length // 3)]
-    assert facts_in == {s * task.segment_length + t for s in range(task.num_segments - 1) for t in triples}
-    assert asked_in == set(triples)
+    grid = {3 * i for i in range(task.segment_length // 3)}
+    grids = {s * task.segment_length + t for s in range(task.num_segments - 1) for t in grid}
+    if task.on_grid:
+        assert facts_in == grids and asked_in == grid
+    else:
+        assert facts_in > grids and asked_in > grid
+
+
+def test_the_facts_of_hard_recall_stand_at_every_token():
+    ids, labels = HardRecall(3).batch(4000, torch.Generator().manual_seed(0))
+    begin = (ids == VOCABULARY.index("SET")).unflatten(1, (3, 16)).sum((0, 1))
+    assert begin[:14].min() > 0.3 * begin[:14].float().mean() and not begin[14:].any()
+    asked = (labels != -100).unflatten(1, (3, 16)).sum((0, 1))
+    assert asked[2:].min() > 0.2 * asked[2:].float().mean() and not asked[:2].any()
 
 
 @pytest.mark.parametrize(
