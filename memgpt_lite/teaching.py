@@ -5,7 +5,11 @@ segment between; and a slot that keeps with a share of exactly 1 gets no gradien
 Once it is trained, nobody tells it anything.
 """
 
-from torch import Tensor, stack
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 
@@ -37,12 +41,26 @@ class TaughtMemGPT(MemGPT):
     def forward(self, input_ids: Tensor, *args, taken: Tensor | None = None, **options) -> MemGPTOutput:
         if taken is None:
             return super().forward(input_ids, *args, **options)
+        with self._listening() as scores:
+            out = super().forward(input_ids, *args, **options)
+        z = torch.stack(scores, dim=1)  # (B, S, M, 1 + L)
+        out.loss = out.loss + self.teaching * F.cross_entropy(z.flatten(0, 2), taken.flatten())
+        return out
+
+    @torch.no_grad()
+    def lead(self, input_ids: Tensor, taken: Tensor) -> Tensor:
+        """How far the score of the right column is ahead of the best other one, (B, S, M); below 1 sparsemax gives others a share."""
+        with self._listening() as scores:
+            super().forward(input_ids, output_attentions=False)
+        z, right = torch.stack(scores, dim=1), taken.unsqueeze(-1)  # (B, S, M, 1 + L), (B, S, M, 1)
+        return z.gather(-1, right)[..., 0] - z.scatter(-1, right, -torch.inf).amax(-1)
+
+    @contextmanager
+    def _listening(self) -> Iterator[list[Tensor]]:
+        """The scores of the segments that are read meanwhile."""
         scores = []
         hook = self.update_rule.register_forward_hook(lambda rule, inputs, _: scores.append(rule.scores(*inputs)))
         try:
-            out = super().forward(input_ids, *args, **options)
+            yield scores
         finally:
             hook.remove()
-        z = stack(scores, dim=1)  # (B, S, M, 1 + L)
-        out.loss = out.loss + self.teaching * F.cross_entropy(z.flatten(0, 2), taken.flatten())
-        return out

@@ -39,6 +39,32 @@ def test_without_its_memory_the_hard_recall_model_guesses():
     assert ml.answer_accuracy(model(input_ids[:, 48:]).logits, labels[:, 48:]) < 0.2
 
 
+def test_the_hard_recall_model_of_the_grid_knows_its_grid_only():
+    input_ids, labels = tasks.HardRecall(4, on_grid=True).batch(256, torch.Generator().manual_seed(77))
+    moved = input_ids.unflatten(1, (4, 16)).clone()
+    moved[:, :-1] = moved[:, :-1].roll(1, dims=-1)
+    of_grid, of_any = ml.load_pretrained("hard_recall_grid"), ml.load_pretrained("hard_recall")
+    assert (
+        ml.answer_accuracy(of_grid(input_ids).logits, labels)
+        > 0.99
+        > 0.5
+        > ml.answer_accuracy(of_grid(moved.flatten(1)).logits, labels)
+    )
+    assert ml.answer_accuracy(of_any(moved.flatten(1)).logits, labels) > 0.99
+
+
+@pytest.mark.parametrize("rule", [rule for rule in ml.rules.UPDATE_RULES if rule != "keep"])
+def test_the_rules_of_the_zoo_recall_as_their_cards_say(rule):
+    model = ml.load_pretrained(f"recall_{rule}")
+    assert model.config.update_rule == rule
+    said = load_results(f"recall_{rule}")
+    for segments in (4, 16):
+        measured = 100 * measure_recall(model, segments, num_documents=256).accuracy
+        assert measured == pytest.approx(
+            said[f"{segments} segments, {16 * segments:,} tokens"]["answered rightly, %"][0], abs=0.3
+        )
+
+
 def test_a_loaded_model_is_ready_to_use():
     model = ml.load_pretrained("recall")
     assert isinstance(model, ml.MemGPT) and not model.training

@@ -15,6 +15,7 @@ from memgpt_lite import exercises
 from memgpt_lite.applications import text_generation
 from memgpt_lite.exercises import EXERCISES, check, hint, solution
 from memgpt_lite.exercises.checking import Exercise, Mistake, examine
+from memgpt_lite.rules import direction
 
 SEEDS = (0, 1, 2)
 FUNCTIONS = [exercise for exercise in EXERCISES.values() if exercise.cases is not None]
@@ -530,3 +531,23 @@ def test_ours_of_lesson_13_is_the_librarys_and_the_formula():
 
     memory, _ = EXERCISES["13.2"].solution(read, text.view(-1, 16), model.init_memory(1)[0].detach(), 5)
     torch.testing.assert_close(memory, ml.read_ahead(model, text).memory[0])
+
+
+def test_the_tokens_of_lesson_15_make_up_the_librarys_rules():
+    torch.manual_seed(0)
+    memory, context = torch.randn(5, 8), torch.randn(1, 6, 8)
+    erase_add, delta = ml.rules.EraseAdd(8), ml.rules.DeltaRule(8, 5)
+    written = corrected = memory
+    for c in context[0]:
+        address = (
+            torch.nn.functional.softplus(erase_add.strength(c)) * (direction(written) @ direction(erase_add.key(c)))
+        ).softmax(0)
+        written = EXERCISES["15.1"].solution(written, address, torch.sigmoid(-erase_add.keep(c)), erase_add.add(c))
+        corrected = EXERCISES["15.2"].solution(corrected, delta.key(c).softmax(-1), delta.value(c), torch.sigmoid(-delta.keep(c)))
+    torch.testing.assert_close(written, erase_add(memory[None], context).memory[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(corrected, delta(memory[None], context).memory[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_half_life_is_found_again():
+    left = 3 * 0.5 ** (torch.arange(20, dtype=torch.float64) / 7)
+    assert EXERCISES["15.3"].solution(left) == pytest.approx(7) and EXERCISES["15.3"].solution(torch.ones(4)) == float("inf")

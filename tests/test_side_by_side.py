@@ -182,3 +182,26 @@ def test_the_report_is_written_of_what_there_is(bench, monkeypatch, tmp_path):
     bench.main()
     page = bench.PAGE.read_text()
     assert "Tasks that have not been run yet: Easy recall, Hard recall, Overwriting, Copying, MQAR mini." in page
+
+
+def test_the_tables_of_the_page_and_of_the_readme_are_those_of_the_measurements(bench):
+    assert bench.PAGE.read_text("utf-8") == bench.report(bench.load())
+    rows = (Path(__file__).parent.parent / "README.md").read_text("utf-8").split("## Beside others")[1].splitlines()
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in rows
+        if row.startswith("| ") and "×" not in row.split("|")[2]
+    ]
+    names = {"memgpt_lite": "keep", **{entry.name: system for system, entry in bench.SYSTEMS.items()}}
+    cases = [case for case in bench.load()["cases"] if case["task"] == "easy" and case["budget"] == 120 and case["seed"] == 0]
+    compared = [row for row in rows if row[0] in names]
+    assert len(compared) == 7
+    for name, *accuracy, state, trains in compared:
+        case = bench.find(cases, system=names[name])
+        right = [row.get("accuracy") for row in case["lengths"].values()]
+        assert [None if cell == "–" else float(cell) for cell in accuracy] == [
+            x and pytest.approx(100 * x, abs=0.051) for x in right
+        ]
+        number, _, at = state.partition(" at ")
+        assert int(number.replace(",", "")) == case["lengths"][at.rstrip("×") or "1"]["state_bytes"]
+        assert trains == f"{case['tokens_per_second']:,.0f}"

@@ -3,7 +3,7 @@ import torch
 
 import memgpt_lite as ml
 from memgpt_lite import tasks
-from memgpt_lite.checkpoints.recalling import Told, taken
+from memgpt_lite.checkpoints.recalling import Hardest, Told, taken
 from memgpt_lite.teaching import TaughtMemGPT, start_from
 
 
@@ -93,3 +93,31 @@ def test_answers_over_many_segments_are_those_of_whole_documents():
         written += torch.stack(changed).sum().item()
     assert found.accuracy == pytest.approx(sum(right) / len(right)) and found.questions == len(right)
     assert found.segments_written == written / 24
+
+
+def test_the_lead_is_that_of_the_right_column_over_the_best_other():
+    model, batch = model_and_batch()
+    with torch.no_grad():
+        out = model(batch["input_ids"], output_hidden_states=True)
+    lead = model.lead(batch["input_ids"], batch["taken"])
+    assert lead.shape == batch["taken"].shape
+    for s, memory in enumerate(out.memories[:-1]):
+        piece = slice(16 * s, 16 * s + 16)
+        context = model.context_vectors(out.hidden_states[-1][:, piece], out.logits[:, piece])
+        scores = model.update_rule.scores(memory, context)
+        for b in range(len(scores)):
+            for j in range(16):
+                row, right = scores[b, j].tolist(), int(batch["taken"][b, s, j])
+                best = max(score for column, score in enumerate(row) if column != right)
+                assert lead[b, s, j].item() == pytest.approx(row[right] - best, abs=1e-4)
+
+
+def test_the_hardest_documents_are_those_nearest_to_a_wrong_write():
+    model, _ = model_and_batch()
+    told = Told(tasks.HardRecall(3))
+    many = told.batch(24, torch.Generator().manual_seed(3))
+    leads = model.lead(many["input_ids"], many["taken"]).flatten(1).amin(-1)
+    chosen = Hardest(told, model, among=4).batch(6, torch.Generator().manual_seed(3))
+    rows = leads.sort().indices[:6]
+    assert all(torch.equal(chosen[name], many[name][rows]) for name in many)
+    assert not model.update_rule._forward_hooks

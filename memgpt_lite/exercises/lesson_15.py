@@ -72,7 +72,9 @@ ERASE_ADD = Exercise(
             lambda memory, address, erase, add: memory * (1 - address[:, None] * erase) + address[:, None] * erase * add,
             "what is added has no gate of its own in this rule: the erase gate does not weigh it.",
         ),
-        Mistake(_written_in_place, "the memory was changed in place: whoever passed it in still needs it, and so does the gradient."),
+        Mistake(
+            _written_in_place, "the memory was changed in place: whoever passed it in still needs it, and so does the gradient."
+        ),
     ),
     hints=(
         "Each slot has its own weight w, each dimension its own gate: make (M, 1) and (D) meet by broadcasting.",
@@ -137,7 +139,9 @@ DELTA = Exercise(
             lambda memory, key, value, step: memory + step * (value - key @ memory),
             "the correction is not sent to the address: weigh it with k_j for slot j.",
         ),
-        Mistake(_corrected_in_place, "the memory was changed in place: whoever passed it in still needs it, and so does the gradient."),
+        Mistake(
+            _corrected_in_place, "the memory was changed in place: whoever passed it in still needs it, and so does the gradient."
+        ),
     ),
     hints=(
         "First ask: what does the memory say at this address? A mixture of the slots, with the key as weights.",
@@ -244,7 +248,10 @@ QUEUE = Exercise(
         Mistake(4, "one too many: after 3 segments 48 newer tokens have come, more than there are places."),
         Mistake(1, "that would be so with 16 slots. Here there are 40."),
     ),
-    hints=("After n segments 16 n newer tokens stand behind it.", "It is gone once the newer ones fill all 40 places: 16 n ≥ 40."),
+    hints=(
+        "After n segments 16 n newer tokens stand behind it.",
+        "It is gone once the newer ones fill all 40 places: 16 n ≥ 40.",
+    ),
     notice="16 · 2 = 32 leaves it in the queue, 16 · 3 = 48 does not. The last tokens of a segment last longest: its first one has 15 more behind it.",
     points=1,
 )
