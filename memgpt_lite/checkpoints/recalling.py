@@ -145,7 +145,9 @@ def train_hard_recall(seed: int, on_grid: bool = False) -> Trained:
     history = train(taught, [Told(with_distractors), Told(last)], steps=2000, batch_size=64, seed=seed, progress=False)
     said = f"{len(history):,} steps of 64 documents, accuracy in the last 20 of them {history.recent_accuracy(20):.4f}"
     if not on_grid:
-        train(taught, [Hardest(Told(last), taught)], steps=500, batch_size=64, learning_rate=1e-3, seed=100 + seed, progress=False)
+        train(
+            taught, [Hardest(Told(last), taught)], steps=500, batch_size=64, learning_rate=1e-3, seed=100 + seed, progress=False
+        )
         said += ", then 500 steps on the 64 hardest of 512"
     model = MemGPT(recall.config)
     model.load_state_dict(taught.state_dict())
