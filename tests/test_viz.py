@@ -313,6 +313,30 @@ def test_a_slider_without_stops_is_refused():
         viz.slider(labelled, [])
 
 
+def test_sliders_choose_together():
+    drawn = []
+
+    def draw(slots, facts):
+        drawn.append((slots, facts))
+        return labelled(10 * slots + facts)
+
+    box = viz.sliders(draw, slots=(1, 2, 4), facts=range(6))
+    slots, facts = box.children[0].children
+    assert (slots.value, facts.value) == (2, 3) and slots.description == "slots" and list(facts.options) == list(range(6))
+    assert alternative(box) == 'picture 23 of "a < b" & more'
+    slots.value = 4
+    facts.value = 0
+    assert alternative(box) == 'picture 40 of "a < b" & more' and drawn == [(2, 3), (4, 3), (4, 0)]
+    data, metadata = box._repr_mimebundle_()
+    assert metadata["image/png"]["alt"] == labelled(23).alt and "slots 2, facts 3" in data["text/plain"]
+
+
+@pytest.mark.parametrize("stops", [{}, {"slots": ()}, {"slots": (1, 2), "facts": []}])
+def test_sliders_without_stops_are_refused(stops):
+    with pytest.raises(ValueError, match="each slider needs at least one stop"):
+        viz.sliders(labelled, **stops)
+
+
 def test_a_live_picture_is_drawn_every_so_many_steps(monkeypatch):
     calls = []
 

@@ -1,4 +1,4 @@
-"""Looking inside a memory: figures (`figures`), a slider that steps through them (`slider`), a live view of a trace (`explorer`),
+"""Looking inside a memory: figures (`figures`), sliders that choose among them (`slider`), a live view of a trace (`explorer`),
 two memories to act on (`lab`), a drawing of the six steps (`diagrams`)."""
 
 from .diagrams import six_steps
@@ -19,9 +19,9 @@ from .figures import (
 )
 from .lab import MemoryLab
 from .live import LivePicture
-from .slider import slider
+from .slider import slider, sliders
 
 __all__ = [
     "LivePicture", "MemoryExplorer", "MemoryLab", "Picture", "alignment_picture", "before_and_after", "gradients_by_segment",
-    "loss_curve", "memory_at", "provenance_bars", "read_picture", "six_steps", "slider", "slots", "slots_through_time", "which_slots", "write_picture",
+    "loss_curve", "memory_at", "provenance_bars", "read_picture", "six_steps", "slider", "sliders", "slots", "slots_through_time", "which_slots", "write_picture",
 ]  # fmt: skip
