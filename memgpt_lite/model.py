@@ -288,6 +288,8 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
             return output if return_dict else output.to_tuple()
 
         if labels is not None:
+            if real is not None:
+                labels = labels.masked_fill(~real, -100)  # padding is not asked
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)  # (B, T): position t predicts token t + 1
         if real is not None and shift_labels is not None:
             shift_labels = shift_labels.masked_fill(~real, -100)  # padding predicts nothing

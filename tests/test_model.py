@@ -483,6 +483,24 @@ def test_shift_labels_ask_the_last_position_too(tiny):
     assert out.loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("side", PADDED)
+def test_padding_is_not_asked(tiny, side):
+    """Labels at padding count for nothing: what is asked are the tokens that have a token before them."""
+    model, memory = tiny(), torch.randn(2, 3, 8)
+    mask = torch.tensor(PADDED[side]).flatten().expand(2, -1)
+    text = ids(2, mask.size(1))
+    out = model(text, memory=memory, attention_mask=mask, labels=text)
+    asked = mask[:, :-1].bool() & mask[:, 1:].bool()
+    surprises = torch.nn.functional.cross_entropy(out.logits[:, :-1].transpose(1, 2), text[:, 1:], reduction="none")
+    torch.testing.assert_close(out.loss, surprises[asked].mean(), atol=1e-6, rtol=0)
+    as_usual = {"memory": memory, "attention_mask": mask, "labels": text.masked_fill(mask == 0, -100)}
+    assert torch.equal(model(text, **as_usual).loss, out.loss)
+    assert torch.equal(model(text, **as_usual | {"labels": text}, memory_replay=True).loss, out.loss)
+    torch.testing.assert_close(model(text, **as_usual | {"labels": text}, num_items_in_batch=5).loss, surprises[asked].sum() / 5)
+    following = torch.nn.functional.pad(text[:, 1:].masked_fill(~asked, -100), (0, 1), value=-100)
+    assert torch.equal(model(text, memory=memory, attention_mask=mask, shift_labels=following).loss, out.loss)
+
+
 def test_where_nothing_is_asked_the_loss_and_its_gradient_are_0(tiny):
     model, input_ids = tiny(), ids(2, 6)
     out = model(input_ids, labels=torch.full_like(input_ids, -100))
