@@ -268,6 +268,8 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
         if past_key_values is not None and attention_mask is not None:
             attention_mask = attention_mask[:, -input_ids.size(1) :]  # `generate` passes that of the whole text
         self._check_inputs(input_ids, memory, attention_mask, labels, shift_labels, bptt_segments)
+        if logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep must be at least 1, or 0 for all positions, not {logits_to_keep}")
         self._check_modes(memory, labels, shift_labels, memory_replay, past_key_values, use_cache)
         batch_size, length = input_ids.shape
         real = None if attention_mask is None else attention_mask.bool()  # (B, T)
@@ -418,12 +420,21 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
         for name, tensor in (("attention_mask", attention_mask), ("labels", labels), ("shift_labels", shift_labels)):
             if tensor is not None and tensor.shape != input_ids.shape:
                 raise ValueError(f"{name} must have the shape of input_ids, {tuple(input_ids.shape)}, not {tuple(tensor.shape)}")
+        for name, tensor in (("labels", labels), ("shift_labels", shift_labels)):
+            if tensor is not None and (tensor.dtype == torch.bool or tensor.is_floating_point()):
+                raise TypeError(f"{name} must be a tensor of whole numbers (torch.long), not {tensor.dtype}")
         if labels is not None and shift_labels is not None:
             raise ValueError("pass labels or shift_labels, not both: the latter are already moved by one position")
         if bptt_segments is not None and bptt_segments < 1:
             raise ValueError(f"bptt_segments must be at least 1, or None for all segments, not {bptt_segments}")
         if torch.compiler.is_compiling():
             return  # the checks below look at values, which a compiled graph cannot
+        if attention_mask is not None:
+            strange = attention_mask[(attention_mask != 0) & (attention_mask != 1)]
+            if len(strange):
+                raise ValueError(
+                    f"attention_mask must be 1 at tokens and 0 at padding, but holds {strange[0]}: it is no mask to be added to scores"
+                )
         _check_vocabulary("input_ids", input_ids, self.config.vocab_size)
         for name, tensor in (("labels", labels), ("shift_labels", shift_labels)):
             if tensor is not None:

@@ -572,9 +572,15 @@ TOKENS = torch.zeros(2, 5, dtype=torch.long)
         (ValueError, r"labels must have the shape of input_ids, \(2, 5\), not \(2, 4\)", {"labels": TOKENS[:, :4]}),
         (ValueError, r"shift_labels must have the shape of input_ids, \(2, 5\), not \(1, 5\)", {"shift_labels": TOKENS[:1]}),
         (ValueError, r"labels or shift_labels, not both", {"labels": TOKENS, "shift_labels": TOKENS}),
+        (TypeError, r"labels must be a tensor of whole numbers \(torch.long\), not torch.float32", {"labels": TOKENS.float()}),
+        (TypeError, r"shift_labels must be a tensor of whole numbers \(torch.long\), not torch.bool", {"shift_labels": TOKENS.bool()}),
+        (ValueError, r"attention_mask must be 1 at tokens and 0 at padding, but holds -inf: .* no mask to be added to scores", {"attention_mask": TOKENS.float().index_fill(1, TOKENS[0, :1], -torch.inf)}),
+        (ValueError, r"attention_mask must be 1 at tokens and 0 at padding, but holds 2", {"attention_mask": TOKENS + 2}),
         (ValueError, r"labels holds token numbers from 11 to 11", {"labels": TOKENS + 11}),
         (ValueError, r"shift_labels holds token numbers from -1 to -1", {"shift_labels": TOKENS - 1}),
         (ValueError, r"bptt_segments must be at least 1, or None for all segments, not 0", {"bptt_segments": 0}),
+        (ValueError, r"logits_to_keep must be at least 1, or 0 for all positions, not -1", {"logits_to_keep": -1}),
+        (ValueError, r"logits_to_keep must be at least 1, or 0 for all positions, not -2", {"logits_to_keep": -2, "use_cache": True}),
     ],
 )  # fmt: skip
 def test_wrong_input_is_refused_with_advice(tiny, error, message, wrong):
@@ -585,6 +591,14 @@ def test_wrong_input_is_refused_with_advice(tiny, error, message, wrong):
 def test_whole_numbers_of_either_size_are_tokens(tiny):
     model, memory, input_ids = tiny(), torch.randn(2, 3, 8), ids(2, 5)
     assert torch.equal(model(input_ids.int(), memory=memory).logits, model(input_ids, memory=memory).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.float32, torch.bfloat16])
+def test_a_mask_of_any_type_is_the_same_mask(tiny, dtype):
+    model, memory, input_ids = tiny(), torch.randn(2, 3, 8), ids(2, 5)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    expected = model(input_ids, memory=memory, attention_mask=mask).logits
+    assert torch.equal(model(input_ids, memory=memory, attention_mask=mask.to(dtype)).logits, expected)
 
 
 # ---- PyTorch's own conventions ----
