@@ -24,6 +24,9 @@ def is_cut(segment: int, num_segments: int, bptt_segments: int | None) -> bool:
     The segments are grouped by `bptt_segments`, counted from the end of the text, and no gradient crosses from a group into
     the one before it: the last segment's loss reaches the last `bptt_segments` segments, itself among them, with exactly the
     gradient of full back-propagation, and the others not at all. None: no cut. (Truncated back-propagation: Williams & Peng 1990.)
+
+    In a padded batch the text is the longest one. Groups of a shorter one are filled up with padding, so that it may be cut elsewhere
+    than if it were read alone, and its last loss may reach fewer of its segments.
     """
     return bptt_segments is not None and segment > 0 and (num_segments - segment) % bptt_segments == 0
 

@@ -248,12 +248,13 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
         input_ids: (B, T) token numbers; T need not be a multiple of the segment length.
         memory: (B, M, D) to start from, as an earlier call returned it; None starts from `init_memory`.
         attention_mask: (B, T), 1 for tokens and 0 for padding. Padding is never attended to and never written. A row's segments
-            are counted from its first token: padding in front of it changes nothing.
+            are counted from its first token: padding in front of it changes nothing (but where `bptt_segments` cuts, see there).
         labels: (B, T), as for GPT-2: position t predicts label t + 1, across segments too; −100 is not asked, nor is padding.
         shift_labels: (B, T), already shifted: position t predicts shift_labels t. For windows cut out of a longer text, whose
             last position has a label as well.
         num_items_in_batch: divide the summed loss by this instead of by the number of labels (the `Trainer` sets it).
-        bptt_segments: how many segments a gradient goes back over; None is all of them (`backward.is_cut`).
+        bptt_segments: how many segments a gradient goes back over; None is all of them (`backward.is_cut`). In a batch they are counted
+            from the end of the longest text: in a shorter one, padded, the cuts may lie elsewhere than where it is read alone.
         memory_replay: keep of each segment only the memory that entered it, and read it again when the gradient comes back: the same
             gradient in about the space of one segment, for one more reading (Memformer, Wu et al. 2022). Returns loss and memory only.
         past_key_values, use_cache: read on from a `SegmentCache`, and return it, as `generate` does (`memgpt_lite.generation`).
