@@ -174,7 +174,8 @@ def make_segments(
     asked: of the same form, True where the token is to be predicted; None asks for every token.
 
     Returns input_ids (B, S·L), attention_mask (B, S·L) with 1 for tokens and 0 for padding, and labels (B, S·L) with the token
-    where it is asked for and −100 elsewhere. S is that of the longest document.
+    where it is asked for and −100 elsewhere. S is that of the longest document. The first token of a part that follows padding keeps its
+    label, though nothing can predict it, and the model's loss leaves it out: where labels are counted, let `asked` be False there.
 
     Raises `ValueError` when there is no document, one is empty, or `asked` has another form.
     """
@@ -212,7 +213,8 @@ class SegmentCollator:
     """Documents as a data set holds them, made into a batch: the `data_collator` of Transformers' `Trainer`.
 
     Called with B dictionaries, each with `input_ids` (a list of token numbers, or of such lists, as for `make_segments`) and, if not
-    every token is to be predicted, `labels` of the same form, −100 where nothing is asked. Returns what `make_segments` returns.
+    every token is to be predicted, `labels` of the same form, −100 where nothing is asked. Returns what `make_segments` returns, and −100
+    for a part's first token where padding stands before it: nothing can predict it, and the Trainer divides by the number of labels.
 
     Raises `ValueError` where a label is neither −100 nor the token at its place, for `MemGPT` does the shifting, and where a document is
     padded already, as its `attention_mask` shows.
@@ -235,6 +237,9 @@ class SegmentCollator:
                 )
             documents.append(parts)
             asked.append([[label != -100 for label in part] for part in labels])
+            for before, questions in zip(parts, asked[-1][1:]):
+                if questions and len(before) % self.segment_length:  # filled up with padding
+                    questions[0] = False
         return make_segments(documents, self.segment_length, pad_token_id=self.pad_token_id, asked=asked)
 
 

@@ -805,7 +805,17 @@ def test_each_part_begins_a_segment():
     batch = ml.SegmentCollator(3, PAD)(features)
     assert batch["input_ids"].tolist() == [[1, 2, PAD, 3, 4, 5, 6, PAD, PAD]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0, 1, 1, 1, 1, 0, 0]]
-    assert batch["labels"].tolist() == [[-100, -100, -100, 3, 4, 5, -100, -100, -100]]
+    assert batch["labels"].tolist() == [[-100, -100, -100, -100, 4, 5, -100, -100, -100]]  # padding stands before 3
+
+
+@pytest.mark.parametrize("first", [[1, 2], [1, 2, 3], [1, 2, 3, 4]])
+def test_the_trainer_counts_the_labels_that_are_asked(first):
+    """The first token of a part is asked where the part before it fills its last segment: then a token stands before it."""
+    model = small().eval()
+    batch = ml.SegmentCollator(3, PAD)([{"input_ids": [first, [5, 6]]}, {"input_ids": [7, 8]}])
+    counted = (batch["labels"][:, 1:] != -100).sum()  # as the Trainer does
+    torch.testing.assert_close(model(**batch, num_items_in_batch=counted).loss, model(**batch).loss)
+    assert counted == len(first) + (len(first) % 3 == 0) + 1
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.array, tuple])
