@@ -57,8 +57,8 @@ def character_tokenizer(texts: Iterable[str], special: Iterable[str] = ()) -> Pr
     known = sorted(set().union(*texts))
     if not known:
         raise ValueError("there is no text to take characters from: pass several that are not all empty")
-    special = list(special)
-    vocabulary = {token: i for i, token in enumerate([END, PAD, UNKNOWN, *special, *known])}
+    special = list(dict.fromkeys(special))
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([END, PAD, UNKNOWN, *special, *known]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()

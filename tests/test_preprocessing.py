@@ -297,6 +297,14 @@ def test_characters_are_tokens_and_come_back():
     assert len(tokenizer) == 4 + len(set("2026年May 3\n"))  # end, padding, unknown, <zh>
 
 
+@pytest.mark.parametrize("special", [["<zh>", "<zh>"], ["b"], ["<|pad|>"]])
+def test_a_character_and_a_special_token_have_one_number_each(special):
+    tokenizer = ml.character_tokenizer(["abc"], special)
+    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode(f"a{special[0]}c")) == ["a", special[0], "c"]
+    assert tokenizer.decode(tokenizer.encode("abc")) == "abc"
+
+
 def test_an_unknown_character_is_told_and_does_not_stop_the_rest(tmp_path):
     tokenizer = ml.character_tokenizer(["abc"])
     tokenizer.save_pretrained(tmp_path)
