@@ -176,7 +176,8 @@ def train(
     target: stop once that mean, on the last stage, reaches this; None: use all the steps.
     seed: of the documents. What the model draws itself (random slots, dropout) comes from PyTorch's generator: `ml.setup(seed=…)`.
     checkpoint: a file that is written every `checkpoint_every` steps and at the end, whole or not at all.
-    resume: go on from that file. The parameters then become, bit for bit, those of a run that was never interrupted.
+    resume: go on from that file. The parameters then become, bit for bit, those of a run that was never interrupted. Stages must be the
+        same, by their `repr`; one without a `repr` of its own by its class.
     on_step: called after each step with the history, for a live figure, say.
 
     Ctrl-C (in Jupyter: ■) ends the run after the step at hand; the model keeps what it has learned, and so does the checkpoint.
@@ -192,7 +193,7 @@ def train(
     settings = {
         "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "weight_decay": weight_decay,
         "max_grad_norm": max_grad_norm, "bptt_segments": bptt_segments, "promote_at": promote_at, "window": window,
-        "seed": seed, "stages": [repr(stage) for stage in stages],
+        "seed": seed, "stages": [_describe(stage) for stage in stages],
     }  # fmt: skip
     for name in ("learning_rate", "weight_decay"):
         if not 0 <= settings[name] < math.inf:
@@ -253,6 +254,11 @@ def train(
                 _save(checkpoint, model, optimizer, generator, settings, history, stage)
                 saved = len(history)
     return history
+
+
+def _describe(stage) -> str:
+    """A stage as its checkpoint remembers it: the same in every process, also of one that does not say what it is."""
+    return type(stage).__qualname__ if type(stage).__repr__ is object.__repr__ else repr(stage)
 
 
 @contextlib.contextmanager

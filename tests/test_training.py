@@ -629,6 +629,22 @@ def test_a_checkpoint_fits_a_model_that_was_saved_in_between(run, tmp_path):
     assert len(ml.train(model, STAGES, **SMALL, checkpoint=run, resume=True)) == 12
 
 
+def test_a_stage_without_a_description_is_known_by_its_class(tmp_path):
+    """Python describes an object that says nothing of itself by where it lies in memory, which is elsewhere in every process."""
+
+    class Plain:
+        def batch(self, batch_size, generator):
+            return Copy(2, 1, 4).batch(batch_size, generator)
+
+    class Other(Plain):
+        pass
+
+    file, stages = tmp_path / "run.safetensors", [Plain()]
+    ml.train(small_model(), stages, **SMALL, checkpoint=file, on_step=interrupt_at(5))
+    assert_refused(file, ValueError, r"stages: \[.*Plain'\] saved, \[.*Other'\] now", stages=[Other()])
+    assert len(ml.train(small_model(), [Plain()], **SMALL, checkpoint=file, resume=True)) == 12
+
+
 @pytest.mark.parametrize("crash", ["save_file", "replace", "fsync"])
 def test_a_crash_while_writing_leaves_the_old_checkpoint_good(run, monkeypatch, crash):
     good = run.read_bytes()
