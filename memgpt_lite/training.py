@@ -343,6 +343,9 @@ def _load(path: Path, model, optimizer, generator, settings: dict) -> tuple[Hist
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("model.")}
     if shapes != {name: tuple(tensor.shape) for name, tensor in own.items()}:
         raise ValueError(f"{path} holds a model of other parameters or shapes: build the model with the configuration it has")
+    dtypes = [f"{tensors[n].dtype} saved, {tensor.dtype} now" for n, tensor in own.items() if tensors[n].dtype != tensor.dtype]
+    if dtypes:
+        raise ValueError(f"{path} holds a model of another precision ({dtypes[0]}): convert this one first, by model.to(…)")
 
     with torch.no_grad():
         for name, tensor in own.items():

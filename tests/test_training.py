@@ -622,6 +622,11 @@ def test_a_checkpoint_of_other_parameters_is_refused(run):
     assert_refused(run, ValueError, "holds a model of other parameters or shapes: build the model", model)
 
 
+def test_a_checkpoint_of_another_precision_is_refused(run):
+    message = r"holds a model of another precision \(torch\.float32 saved, torch\.bfloat16 now\): convert this one first"
+    assert_refused(run, ValueError, message, small_model(seed=3).bfloat16())
+
+
 def test_a_checkpoint_fits_a_model_that_was_saved_in_between(run, tmp_path):
     model = small_model(seed=3)
     model.save_pretrained(tmp_path / "model")
