@@ -198,6 +198,9 @@ def train(
     for name in ("learning_rate", "weight_decay"):
         if not 0 <= settings[name] < math.inf:
             raise ValueError(f"{name} must be a finite number of at least 0, not {settings[name]}")
+    for name, count in (("window", window), ("checkpoint_every", checkpoint_every)):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1 step, not {count}")
     if resume and checkpoint is None:
         raise ValueError("resume=True goes on from a checkpoint: pass checkpoint=… with the file that the earlier run wrote")
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)

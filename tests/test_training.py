@@ -295,6 +295,16 @@ def test_no_stage_is_refused():
         ml.train(small_model(), [], steps=3)
 
 
+@pytest.mark.parametrize("name", ["window", "checkpoint_every"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_number_of_steps_below_1_is_refused(name, value, tmp_path):
+    model = small_model()
+    before = copies(model)
+    with pytest.raises(ValueError, match=f"{name} must be at least 1 step, not {value}"):
+        ml.train(model, STAGES, **{**SMALL, name: value}, checkpoint=tmp_path / "run.safetensors")
+    assert same(model, before) and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
 @pytest.mark.parametrize("value", [math.inf, math.nan, -0.1])
 def test_a_rate_that_would_spoil_the_parameters_is_refused(name, value):
