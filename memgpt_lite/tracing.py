@@ -161,8 +161,8 @@ def trace(
     labels: as input_ids; with them the gradient of the loss at every slot is recorded too, for a second reading of the text.
     keep: K, how many tokens of a slot are recorded by themselves.
 
-    Raises `ValueError` for more than one text, a wrong number of tokens, padding in front of tokens in a segment or `keep` below 1, `TypeError` where something that is to be
-    shown is no string; and the model's errors.
+    Raises `ValueError` for more than one text, a wrong number of tokens, padding in front of tokens, in a segment or in the text, or
+    `keep` below 1, `TypeError` where something that is to be shown is no string; and the model's errors.
     """
     input_ids, attention_mask, labels = (
         x[None] if isinstance(x, Tensor) and x.dim() == 1 else x for x in (input_ids, attention_mask, labels)
@@ -180,9 +180,9 @@ def trace(
         raise ValueError(f"keep, how many tokens of a slot are recorded, must be at least 1, not {keep}")
     input_ids = input_ids.to(model.device)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(model.device)  # (1, T)
-    if any((part.diff() > 0).any() for part in mask.long().split(model.config.segment_length, dim=1)):
+    if not mask[0, 0] or any((part.diff() > 0).any() for part in mask.long().split(model.config.segment_length, dim=1)):
         raise ValueError(
-            "a segment has padding in front of tokens: a trace takes it behind them only, as `make_segments` puts it"
+            "padding stands in front of tokens, in a segment or in the text: a trace takes it behind them only, as `make_segments` puts it"
         )
     memory = model.init_memory(1) if memory is None else memory.to(model.device, model.dtype)  # (1, M, D)
 

@@ -590,7 +590,16 @@ def _only(trace, after):
         ({"keep": 0}, ValueError, "keep, how many tokens of a slot are recorded, must be at least 1, not 0"),
         ({"memory": torch.zeros(2, 3, 8)}, ValueError, "memory must have shape"),
         ({"memory": torch.zeros(3, 8)}, ValueError, "memory must have shape"),
-        ({"attention_mask": torch.tensor([1, 0, 1, 1])}, ValueError, "a segment has padding in front of tokens"),
+        (
+            {"attention_mask": torch.tensor([1, 0, 1, 1])},
+            ValueError,
+            "padding stands in front of tokens, in a segment or in the text",
+        ),
+        (
+            {"input_ids": text(8), "attention_mask": torch.tensor([0] * 4 + [1] * 4), "labels": text(8)},
+            ValueError,
+            "padding stands in front of tokens",
+        ),
         ({"attention_mask": torch.ones(5)}, ValueError, "attention_mask must have the shape of input_ids"),
         ({"labels": torch.zeros(5).long()}, ValueError, "labels must have the shape of input_ids"),
         ({"labels": torch.tensor([1, 2, 3, 99])}, ValueError, "labels holds token numbers"),
