@@ -18,7 +18,14 @@ from .model import MemGPT, MemGPTOutput
 
 def start_from(model: GPT2LMHeadModel, other: MemGPT) -> None:
     """Take over what another model has learned, as far as the two have the same: a longer vocabulary begins with the other's words, a
-    window with its positions, and fewer or more slots with as many of its slots."""
+    window with its positions, and fewer or more slots with as many of its slots.
+
+    Raises `ValueError` for a model of another width.
+    """
+    if model.config.n_embd != other.config.n_embd:
+        raise ValueError(
+            f"the other model is {other.config.n_embd} wide, this one {model.config.n_embd}: take one of the same width, n_embd"
+        )
     own = model.state_dict()
     for name, learned in other.state_dict().items():
         if name in own and own[name].shape[1:] == learned.shape[1:]:

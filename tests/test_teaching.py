@@ -79,6 +79,17 @@ def test_what_two_models_have_in_common_is_taken_over():
     torch.testing.assert_close(small.initial_memory, large.initial_memory[:3])
 
 
+def test_a_model_of_another_width_takes_nothing_over():
+    narrow, wide = (
+        ml.MemGPT(ml.MemGPTConfig(vocab_size=11, segment_length=4, n_embd=d, n_layer=1, n_head=2, num_memory_slots=3))
+        for d in (8, 16)
+    )
+    before = [parameter.clone() for parameter in wide.parameters()]
+    with pytest.raises(ValueError, match="the other model is 8 wide, this one 16: take one of the same width, n_embd"):
+        start_from(wide, narrow)
+    assert all(torch.equal(*pair) for pair in zip(wide.parameters(), before))
+
+
 def test_answers_over_many_segments_are_those_of_whole_documents():
     model = ml.load_pretrained("recall")
     task = tasks.AssociativeRecall(20)
