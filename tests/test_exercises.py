@@ -177,6 +177,17 @@ def test_a_truth_value_is_one_whatever_it_is_kept_in(truth):
         assert examine(dataclasses.replace(EXAMPLE, solution=lambda x: 1), lambda x: truth, 0).status == "wrong"
 
 
+def test_arrays_are_compared_by_their_numbers():
+    asks = dataclasses.replace(EXAMPLE, solution=lambda x: np.arange(6.0).reshape(2, 3), mistakes=())
+    backwards = np.array([[5.0, 4, 3], [2, 1, 0]])
+    assert examine(asks, lambda x: backwards[::-1, ::-1], 0).status == "right"
+    for wrong in (np.zeros((2, 3)), np.arange(6.0), np.arange(6).reshape(2, 3), np.arange(6.0).reshape(2, 3) + 1e-3):
+        assert examine(asks, lambda x, w=wrong: w, 0).status == "wrong"
+    words = dataclasses.replace(asks, solution=lambda x: np.array(["a", "b"]))
+    assert examine(words, lambda x: np.array(["a", "b"]), 0).status == "right"
+    assert examine(words, lambda x: np.array(["a", "c"]), 0).status == "wrong"
+
+
 def test_a_small_error_is_an_error_in_both_dtypes():
     assert examine(EXAMPLE, lambda x: 2 * x * (1 + 2e-7), 0).status == "wrong"  # in float64, that is no rounding
     assert examine(EXAMPLE, lambda x: x + x, 0).status == "right"

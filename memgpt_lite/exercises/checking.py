@@ -255,6 +255,14 @@ def _same(one: Any, two: Any, tolerance: float) -> bool:
             return False
         near = tolerance * (1e-3 if one.dtype == torch.float64 else 1)
         return bool(torch.allclose(one.detach(), two.detach(), rtol=near, atol=near, equal_nan=True))
+    if isinstance(one, np.ndarray) and isinstance(two, np.ndarray):
+        if one.dtype != two.dtype or one.shape != two.shape:
+            return False
+        if one.dtype.kind not in "biufc":  # words, say
+            return _same(one.tolist(), two.tolist(), tolerance)
+        return _same(
+            torch.from_numpy(one.copy()), torch.from_numpy(two.copy()), tolerance
+        )  # no tensor runs backwards, a copy does not
     if isinstance(one, torch.nn.Module) and isinstance(two, torch.nn.Module):
         mine, other = one.state_dict(), two.state_dict()
         return mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
