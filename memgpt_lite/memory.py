@@ -52,10 +52,10 @@ def initial_memory(
     if kind == "normal":
         return normal
     tall = normal if num_slots >= width else normal.mT  # at least as many rows as columns, as QR needs
-    q, r = torch.linalg.qr(tall)
+    q, r = torch.linalg.qr(tall.to(torch.promote_types(normal.dtype, torch.float32)))  # there is none in half precision
     q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # makes the draw uniform over rotations (Mezzadri 2007)
     directions = q if num_slots >= width else q.mT  # (B, M, D)
-    return directions * max(num_slots, width) ** 0.5
+    return (directions * max(num_slots, width) ** 0.5).to(normal.dtype)
 
 
 def sparsemax(scores: Tensor) -> Tensor:

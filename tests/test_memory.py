@@ -55,6 +55,16 @@ def test_orthogonal_slots_are_drawn_uniformly(slots, width):
     assert abs(first.square().mean() - 1) < 0.15
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("slots", "width"), [(3, 8), (9, 4)])
+def test_orthogonal_slots_in_half_precision_are_orthogonal_to_its_digits(dtype, slots, width):
+    memory = ml.initial_memory("orthogonal", 2, slots, width, dtype=dtype)
+    assert memory.dtype == dtype
+    vectors = memory.float() if slots <= width else memory.float().mT
+    expected = max(slots, width) * torch.eye(min(slots, width)).expand(2, -1, -1)
+    torch.testing.assert_close(vectors @ vectors.mT, expected, atol=max(slots, width) * torch.finfo(dtype).eps, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["normal", "orthogonal"])
 def test_a_generator_fixes_the_initial_memory(kind):
     draw = [ml.initial_memory(kind, 2, 3, 4, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
