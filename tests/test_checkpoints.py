@@ -131,6 +131,16 @@ def test_a_recipe_is_run_seed_by_seed_and_keeps_the_first(tmp_path, tiny):
     assert repr(Results(results["seeds"])) in (tmp_path / "name" / "README.md").read_text("utf-8")
 
 
+def test_a_seed_fixes_what_recall_begins_with(monkeypatch):
+    begun = []
+    monkeypatch.setattr(recalling, "train", lambda model, *_, **options: begun.append(model) or ml.History())
+    for seed in (0, 0, 1):
+        torch.rand(1)  # whatever was drawn before
+        recalling.train_recall(seed)
+    first, again, other = (model.transformer.wte.weight for model in begun)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
 def test_a_spread_is_the_mean_and_the_extremes():
     assert spread([1.0, 2.0, 4.5]) == "2.5 (1 to 4.5)" and spread([99.97]) == "99.97" and spread([0.0, 0.0]) == "0"
 

@@ -28,6 +28,7 @@ def train_recall(seed: int, rule: str = "keep") -> Trained:
         memory_init="learned",
         update_rule=rule,
     )
+    torch.manual_seed(seed)
     model = MemGPT(config)
     history = train(model, tasks.AssociativeRecall.curriculum(4), steps=3000, batch_size=64, seed=seed, progress=False)
     accuracy = history.recent_accuracy(20)
