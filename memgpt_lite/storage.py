@@ -1,4 +1,4 @@
-"""Files that are whole, or not there: safetensors with a checksum, written beside the old one and then moved into its place."""
+"""Files that are whole, or not there, written beside the old one and then moved into its place: safetensors with a checksum, and text."""
 
 import contextlib
 import hashlib
@@ -44,6 +44,17 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> Non
         _remove(beside)
     with contextlib.suppress(OSError):  # Windows cannot open a folder, and some network drives cannot do this
         _to_disk(path.parent)  # the move as well, or a power cut might undo it
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, in UTF-8. A reader finds the old file or the new one, whatever interrupts this."""
+    beside = path.with_name(path.name + ".writing")
+    try:
+        beside.write_text(text, "utf-8")
+        _to_disk(beside)
+        os.replace(beside, path)
+    finally:
+        _remove(beside)
 
 
 def read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:

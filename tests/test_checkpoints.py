@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import memgpt_lite as ml
-from memgpt_lite import applications, tasks
+from memgpt_lite import applications, storage, tasks
 from memgpt_lite.checkpoints import FOLDER, load_results, load_tokenizer, recalling
 from memgpt_lite.checkpoints.recipe import Recipe, Results, Trained, run, spread
 from memgpt_lite.tasks import measure_recall
@@ -139,6 +139,22 @@ def test_a_seed_fixes_what_recall_begins_with(monkeypatch):
         recalling.train_recall(seed)
     first, again, other = (model.transformer.wte.weight for model in begun)
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_results_that_could_not_be_written_leave_the_earlier_ones(tmp_path, tiny, monkeypatch):
+    recipe = Recipe(
+        lambda seed: Trained(tiny(), None, "no steps"), lambda *_: {"row": {"score": 1.0}}, "About.", "Data.", "Limits."
+    )
+    run("name", recipe, 1, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fails(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(storage.os, "replace", fails)
+    with pytest.raises(OSError, match="no space left"):
+        run("name", recipe, 2, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_spread_is_the_mean_and_the_extremes():

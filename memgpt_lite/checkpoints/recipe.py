@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 import transformers
 
+from .. import storage
+
 Rows = dict[str, dict[str, float]]  # row → metric → value, such as {"memory": {"exact match": 0.999}}
 
 
@@ -87,8 +89,8 @@ def run(name: str, recipe: Recipe, seed: int, folder: Path) -> None:
         "versions": f"PyTorch {torch.__version__}, Transformers {transformers.__version__}, Python {platform.python_version()}",
         "seeds": dict(sorted(by_seed.items(), key=lambda entry: int(entry[0]))),
     }
-    file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    (folder / "README.md").write_text(card(name, recipe, results, model.config), "utf-8")
+    storage.write_text(file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    storage.write_text(folder / "README.md", card(name, recipe, results, model.config))
 
 
 def card(name: str, recipe: Recipe, results: dict, config) -> str:
