@@ -87,6 +87,22 @@ def test_a_long_text_is_read_in_spans_that_carry_the_memory_on(small, tokenizer)
     torch.testing.assert_close(tg.token_bits(small, tokenizer, [text])[0], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("length", [48, 1100])
+def test_a_span_holds_whole_segments(tokenizer, length):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(tokenizer), "n_embd": 16, "n_layer": 1, "n_head": 2}
+    model = ml.MemGPT(ml.MemGPTConfig(**sizes, segment_length=length, num_memory_slots=4, memory_init="learned"))
+    window = tg.WindowedGPT2(GPT2Config(**sizes, n_positions=length, bos_token_id=None, eos_token_id=None))
+    text = tg.split("en")["validation"][0][:5500]
+    ids = torch.tensor([tokenizer.encode(text)])
+    assert ids.size(1) > 1152
+    for each in (model.eval(), window.eval()):
+        with torch.no_grad():
+            logits = each(ids[:, :-1]).logits[0]
+        expected = F.cross_entropy(logits, ids[0, 1:], reduction="none") / math.log(2)
+        torch.testing.assert_close(tg.token_bits(each, tokenizer, [text])[0], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_bits_per_character_of_a_model_that_knows_nothing(small, tokenizer):
     """Every token is as likely as any other: log₂ V bits each."""
     uniform = tg.cleared(small)

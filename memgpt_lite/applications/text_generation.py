@@ -217,11 +217,13 @@ def token_bits(model, tokenizer: PreTrainedTokenizerFast, chapters: Sequence[str
     batch = make_segments(ids, 1, pad_token_id=tokenizer.pad_token_id)  # (B, T) each
     following = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)  # (B, T)
     memory, nats = None, []
-    spans = (x.split(1024, dim=1) for x in (batch["input_ids"], batch["attention_mask"], following))
+    length = model.config.n_positions if isinstance(model, WindowedGPT2) else model.config.segment_length
+    span = max(1, 1024 // length) * length  # about 1,024 tokens, in whole segments
+    spans = (x.split(span, dim=1) for x in (batch["input_ids"], batch["attention_mask"], following))
     for input_ids, mask, labels in zip(*spans):
         out = model(input_ids, memory=memory, attention_mask=mask, output_attentions=False)
         memory = out.memory
-        nats.append(F.cross_entropy(out.logits.transpose(1, 2), labels, reduction="none"))  # (B, up to 1024)
+        nats.append(F.cross_entropy(out.logits.transpose(1, 2), labels, reduction="none"))  # (B, up to a span)
     return [row[: len(tokens) - 1] / math.log(2) for row, tokens in zip(torch.cat(nats, dim=1), ids)]
 
 
