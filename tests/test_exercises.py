@@ -177,6 +177,14 @@ def test_a_truth_value_is_one_whatever_it_is_kept_in(truth):
         assert examine(dataclasses.replace(EXAMPLE, solution=lambda x: 1), lambda x: truth, 0).status == "wrong"
 
 
+def test_no_gpu_is_seeded_by_a_check(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU's random numbers were changed"))
+    before = torch.get_rng_state()
+    asks = dataclasses.replace(EXAMPLE, solution=lambda x: torch.rand(3), mistakes=())
+    assert examine(asks, lambda x: torch.rand(3), 0).status == "right"  # both draw the same
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_arrays_are_compared_by_their_numbers():
     asks = dataclasses.replace(EXAMPLE, solution=lambda x: np.arange(6.0).reshape(2, 3), mistakes=())
     backwards = np.array([[5.0, 4, 3], [2, 1, 0]])

@@ -287,7 +287,7 @@ def continue_text(
     model = model if carry else cleared(model)
     input_ids = torch.tensor([tokenizer.encode(text)])  # (1, T)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         written = model.generate(
             input_ids,
             do_sample=True,
@@ -331,7 +331,7 @@ def go_on(model: MemGPT, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[P
     """What a model samples after each of the passages, all of them side by side."""
     input_ids = torch.tensor([prompt.ids for prompt in prompts])  # (B, T)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         written = model.generate(
             input_ids, do_sample=True, top_k=0, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id
         )

@@ -135,7 +135,7 @@ def _run(function: Callable, arguments: tuple) -> _Run:
     names = _names(function, arguments)
     try:
         with _at_most(SECONDS), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # for functions that draw random numbers themselves: they draw the same ones
+            torch.default_generator.manual_seed(0)  # for functions that draw random numbers themselves: they draw the same ones
             value = function(*used)
     except (Exception, _TooLong) as error:  # an attempt may raise anything, and what it raised is told
         return _Run(None, error, {}, [])
