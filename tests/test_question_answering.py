@@ -106,9 +106,10 @@ def test_a_document_says_what_holds_at_the_end_and_how_deep_it_stands():
         assert len(document.input_ids) == 1024 and text.count(qa.PAD) < 200
 
 
-def test_a_document_without_room_is_refused():
-    with pytest.raises(ValueError, match="do not fit into 16 tokens"):
-        qa.make_document(qa.draw_facts(8, 0.0, random.Random(0)), 16, qa.encoded("test"), 1.0, random.Random(0))
+@pytest.mark.parametrize("share", [0.0, 0.01, 1.0])
+def test_a_document_without_room_is_refused(share):
+    with pytest.raises(ValueError, match="8 statements do not fit into 16 tokens"):
+        qa.make_document(qa.draw_facts(8, 0.0, random.Random(0)), 16, qa.encoded("test"), share, random.Random(0))
 
 
 def test_a_batch_asks_at_the_answers_only_and_is_fixed_by_its_seed():

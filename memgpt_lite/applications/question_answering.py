@@ -174,9 +174,10 @@ def make_document(facts: list[Fact], length: int, filler: list[list[int]], share
         said = rng.choice(STATEMENTS[fact.kind]).format(**fact._asdict())
         *words, last, stop = tokenizer.convert_tokens_to_ids(said.split())
         statements.append([*words, last + mark, stop])  # marked, to be found again below
-    room = int(share * (length - len(lay_out(statements, SEGMENT, pad))))
-    if room < 0:
+    free = length - len(lay_out(statements, SEGMENT, pad))
+    if free < 0:
         raise ValueError(f"{len(facts)} statements do not fit into {length} tokens: take a longer text, or fewer of them")
+    room = int(share * free)
     at, novel = rng.randrange(len(filler)), []
     while room > 0:
         novel.append(filler[at % len(filler)][:room])
