@@ -168,6 +168,14 @@ def test_traces_that_do_not_fit_each_other(mixing, change, message):
         ml.MemoryExplorer(mixing, replace(mixing, **change))
 
 
+def test_every_trace_needs_a_name(mixing):
+    with pytest.raises(ValueError, match="1 names were given for 2 traces: pass one for each"):
+        ml.MemoryExplorer(mixing, mixing, names=("trained",))
+    with pytest.raises(ValueError, match="0 names were given for 1 traces"):
+        ml.MemoryExplorer(mixing, names=())
+    assert ml.MemoryExplorer(mixing, names=("only",)).payload["names"] == ["only"]
+
+
 def test_a_picture_and_a_text_stand_where_no_widget_runs(mixing):
     widget = ml.MemoryExplorer(mixing, title="A title", step=3)
     data, metadata = widget._repr_mimebundle_()

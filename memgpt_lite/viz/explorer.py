@@ -57,7 +57,7 @@ class MemoryExplorer(anywidget.AnyWidget):
     `token` and `slot`, what is pinned, None for nothing: all can be set and observed. Where no widget runs, a picture of the segment
     shown stands, with alternative text.
 
-    Raises `ValueError` for traces that do not fit each other, `traitlets.TraitError` for a step, layer, head, token or slot that the
+    Raises `ValueError` for traces that do not fit each other, or have no name each, `traitlets.TraitError` for a step, layer, head, token or slot that the
     trace does not have.
     """
 
@@ -81,6 +81,8 @@ class MemoryExplorer(anywidget.AnyWidget):
         self._traces = [trace] if other is None else [trace, other]
         if other is not None:
             _check_fit(trace, other)
+        if len(names) < len(self._traces):
+            raise ValueError(f"{len(names)} names were given for {len(self._traces)} traces: pass one for each")
         self.title, self.names = title, names[: len(self._traces)]
         packed = [_pack(each) for each in self._traces]
         super().__init__(
