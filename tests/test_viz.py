@@ -203,6 +203,19 @@ def test_nothing_but_zeros_is_drawn_as_zeros():
     assert picture.png()
 
 
+def test_a_gradient_too_small_for_its_square_is_not_called_zero():
+    picture = viz.gradients_by_segment({"faint": torch.tensor([0.0, 1e-30, 3e-25, 0.0]).view(4, 1, 1, 1)})
+    assert "3.0e-25 at the last segment, 0.0e+00 at the first, exactly zero 1 times" in picture.alt
+    np.testing.assert_allclose(picture.axes[0].lines[0].get_ydata(), [1e-31, 1e-30, 3e-25], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_drawn_as_it_is(dtype):
+    memories = [memory.to(dtype) for memory in MEMORIES]
+    assert viz.slots(memories[1]).alt == viz.slots(MEMORIES[1]).alt
+    assert viz.slots_through_time(memories).png() and viz.write_picture(WRITE.to(dtype), WORDS).png()
+
+
 def test_nothing_to_draw_is_refused():
     with pytest.raises(ValueError, match="no steps to draw: train for at least one"):
         viz.loss_curve(ml.History())

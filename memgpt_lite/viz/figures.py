@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from IPython.display import display
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -85,7 +86,9 @@ class Picture(Figure):
 
 
 def _array(tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy() if isinstance(tensor, Tensor) else np.asarray(tensor)
+    if not isinstance(tensor, Tensor):
+        return np.asarray(tensor)
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()  # NumPy has no bfloat16
 
 
 def _check_tokens(tokens: Sequence[str], count: int) -> list[str]:
@@ -369,7 +372,7 @@ def gradients_by_segment(gradients: dict[str, Tensor], title: str = "How far bac
     axes = picture.subplots()
     says, norms = [], {}
     for name, gradient in gradients.items():
-        values = _array(gradient)
+        values = _array(gradient).astype(np.float64)  # in float32 the square of a small number is 0
         norms[name] = np.sqrt((values.reshape(len(values), -1) ** 2).sum(-1))[:-1]  # the last one is read by no segment
     positive = np.concatenate([norm[norm > 0] for norm in norms.values()])
     floor = positive.min() / 10 if len(positive) else 0.0
