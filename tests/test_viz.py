@@ -219,6 +219,8 @@ def test_half_precision_is_drawn_as_it_is(dtype):
 def test_nothing_to_draw_is_refused():
     with pytest.raises(ValueError, match="no steps to draw: train for at least one"):
         viz.loss_curve(ml.History())
+    with pytest.raises(ValueError, match=r"2 steps, but 0 accuracies: draw what `ml\.train` returned"):
+        viz.loss_curve(ml.History(loss=[2.0, 1.0]))
     with pytest.raises(ValueError, match="there is nothing to draw: pass at least one"):
         viz.gradients_by_segment({})
 

@@ -396,9 +396,12 @@ def gradients_by_segment(gradients: dict[str, Tensor], title: str = "How far bac
 
 
 def loss_curve(history, title: str = "Learning, stage by stage") -> Picture:
-    """Does it learn? history: a `training.History`; raises `ValueError` for one without steps."""
+    """Does it learn? history: a `training.History`; raises `ValueError` for one without steps, accuracies or stages."""
     if not len(history):
         raise ValueError("this history has no steps to draw: train for at least one, then draw what `train` returned")
+    for what, numbers in (("accuracies", history.accuracy), ("stages", history.stage)):
+        if len(numbers) != len(history):
+            raise ValueError(f"this history has {len(history)} steps, but {len(numbers)} {what}: draw what `ml.train` returned")
     steps = np.arange(1, len(history) + 1)
     picture = Picture(figsize=(7, 3.6))
     upper, lower = picture.subplots(2, 1, sharex=True)
