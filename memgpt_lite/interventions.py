@@ -191,6 +191,8 @@ class Reading:
 def swap_slots(one: Reading, i: int, other: Reading, j: int) -> tuple[Reading, Reading]:
     """Exchange slot i of one reading and slot j of another, of the same model; within one reading, pass it twice and take either.
 
+    Readings of different texts need different names: by name, place and word it is told which tokens both slots have in common.
+
     Raises `IndexError` for a slot that there is not, `ValueError` where two models are at work.
     """
     one._check([i]), other._check([j])
