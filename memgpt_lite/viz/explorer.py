@@ -57,8 +57,8 @@ class MemoryExplorer(anywidget.AnyWidget):
     `token` and `slot`, what is pinned, None for nothing: all can be set and observed. Where no widget runs, a picture of the segment
     shown stands, with alternative text.
 
-    Raises `ValueError` for traces that do not fit each other, or have no name each, `traitlets.TraitError` for a step, layer, head, token or slot that the
-    trace does not have.
+    Raises `ValueError` for traces that do not fit each other, and for fewer names than traces, `traitlets.TraitError` for a step, layer,
+    head, token or slot that the trace does not have.
     """
 
     _esm = SCRIPT
