@@ -118,7 +118,7 @@ def squashed_no_gate(m, c, z, g):
 GATE_BACKWARD = Exercise(
     number="5.2",
     title="Backward through a gate",
-    purpose="to find the way by which a gated memory gets its gradient where the content has faded",
+    purpose="to see that a gate hands a gradient to three inputs, not only to what is kept",
     difficulty=2,
     minutes=10,
     solution=gate_backward,
