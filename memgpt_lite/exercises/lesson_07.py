@@ -226,7 +226,7 @@ NECESSARY = Exercise(
     solution=3,
     mistakes=(
         Mistake(0, "with nothing cleared no slot was necessary: every one of the four has three others to stand in for it."),
-        Mistake(1, "three copies are left then, and each of them alone is sufficient: still none is missed."),
+        Mistake(1, "three copies are left then, and each of them alone is sufficient: still any one can be spared."),
         Mistake(2, "two copies are left then, and here either still stands in for the other one."),
         Mistake(4, "then no copy is left: the answer is gone already, and nothing is left to be necessary."),
         Mistake(15, "the other twelve slots do not hold the fact: clearing them changes nothing for it."),

@@ -83,6 +83,6 @@ def six_steps() -> Picture:
         "question (“Gus → ?”), answered with “Oslo”. GPT-2 reads an empty memory, writes the two facts into two of its six slots, "
         "leaves them there while it reads the noise, and reads them for the question. The numbers of the steps: 1 preprocess, at the "
         "text; 2 initialise memory, at the empty memory; 3 forward, at GPT-2; 4 update, at the arrow from GPT-2 to the next memory; "
-        "5 backward, on dashed arrows from the answer back to every memory and segment; 6 train, at the answer."
+        "5 backward, on dashed arrows from the answer back to the two later memories and to GPT-2 in the first two segments; 6 train, at the answer."
     )
     return picture
