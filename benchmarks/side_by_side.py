@@ -350,11 +350,16 @@ def _growing(task: Callable[[int], Any], first: int) -> list[Mixture]:
     return [Mixture(tuple(task(s) for s in range(first, most + 1))) for most in range(first, TRAINED + 1)]
 
 
+# Looking up is learned within one segment: who begins with facts and questions in two stays long with guessing (notebook 06).
+LOOKING_UP = AssociativeRecall.curriculum(2)
+FACTS, _, CORRECTIONS = HardRecall.curriculum(TRAINED)[-3:]
 TASKS = {
     "easy": Task("Easy recall", AssociativeRecall.curriculum(TRAINED), lambda s: AssociativeRecall(s)),
-    "hard": Task("Hard recall", HardRecall.curriculum(TRAINED), lambda s: HardRecall(s)),
+    "hard": Task("Hard recall", [*LOOKING_UP, FACTS, CORRECTIONS], lambda s: HardRecall(s)),
     "overwriting": Task(
-        "Overwriting", [*_growing(partial(_overwriting, facts=4), 2), *_growing(_overwriting, 2)[-1:]], _overwriting
+        "Overwriting",
+        [*LOOKING_UP, _growing(partial(_overwriting, facts=4), 2)[-1], _growing(_overwriting, 2)[-1]],
+        _overwriting,
     ),
     "copying": Task("Copying", _growing(Copy, 2), Copy),
     "mqar_mini": Task("MQAR mini", _growing(MQAR, 1), MQAR),
