@@ -246,7 +246,7 @@ def texts_and_models(generator: Generator) -> Iterator[tuple[MemGPT, Tensor, Ten
     )
     for B, S in ((1, 2), (1, 3), (2, 3)):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(1000, (), generator=generator)))  # for the weights
+            torch.default_generator.manual_seed(int(torch.randint(1000, (), generator=generator)))  # for the weights
             model = MemGPT(config).double().train()
         ids = torch.randint(7, (B, S * 3), generator=generator)
         labels = ids.clone()
