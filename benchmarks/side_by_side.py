@@ -356,6 +356,7 @@ FACTS, _, CORRECTIONS = HardRecall.curriculum(TRAINED)[-3:]
 TASKS = {
     "easy": Task("Easy recall", AssociativeRecall.curriculum(TRAINED), lambda s: AssociativeRecall(s)),
     "hard": Task("Hard recall", [*LOOKING_UP, FACTS, CORRECTIONS], lambda s: HardRecall(s)),
+    "hard_at_once": Task("Hard recall at once", HardRecall.curriculum(TRAINED), lambda s: HardRecall(s)),
     "overwriting": Task(
         "Overwriting",
         [*LOOKING_UP, _growing(partial(_overwriting, facts=4), 2)[-1], _growing(_overwriting, 2)[-1]],

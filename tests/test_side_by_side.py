@@ -94,7 +94,7 @@ def test_reading_counts_the_right_answers(bench):
         bench.read_documents(Oracle(), Batch(torch.zeros(1, 32, dtype=torch.long), labels))
 
 
-@pytest.mark.parametrize("task", ["easy", "hard", "overwriting", "copying", "mqar_mini"])
+@pytest.mark.parametrize("task", ["easy", "hard", "hard_at_once", "overwriting", "copying", "mqar_mini"])
 def test_lessons_come_in_the_same_order_whoever_is_faster(bench, task):
     def batches(times):
         lessons = bench.Lessons(task, seed=3)
@@ -134,7 +134,7 @@ def test_a_case_is_run_once_and_reported(bench, monkeypatch, tmp_path, capsys):
     page = bench.report(results)
     assert "| memgpt_lite, keep | 1 |" in page and "Not run yet: memgpt_lite, keep_softmax" in page
     assert "- No figure for GPT-2, full attention: its positions end where the training texts do (4×)." in page
-    assert "Tasks that have not been run yet: Hard recall, Overwriting, Copying, MQAR mini." in page
+    assert "Tasks that have not been run yet: Hard recall, Hard recall at once, Overwriting, Copying, MQAR mini." in page
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(bench):
@@ -182,7 +182,10 @@ def test_the_report_is_written_of_what_there_is(bench, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["side_by_side.py", "--report"])
     bench.main()
     page = bench.PAGE.read_text()
-    assert "Tasks that have not been run yet: Easy recall, Hard recall, Overwriting, Copying, MQAR mini." in page
+    assert (
+        "Tasks that have not been run yet: Easy recall, Hard recall, Hard recall at once, Overwriting, Copying, MQAR mini."
+        in page
+    )
 
 
 def test_the_tables_of_the_page_and_of_the_readme_are_those_of_the_measurements(bench):
