@@ -13,7 +13,7 @@ from .viz.figures import STYLE
 def setup(seed: int = 0, threads: int = 1) -> torch.device:
     """Seed Python, NumPy and PyTorch, limit PyTorch's threads, set the plot style, say so, and return the device that models can be moved to.
 
-    Models begin on the processor, where ones as small as ours are quickest, until `model.to(device)` moves them.
+    Models begin on the processor, for which ones as small as ours are made, until `model.to(device)` moves them; what is given them follows.
 
     Transformers' progress bars are switched off: models this small load at once.
     threads: 1 is fastest for models as small as ours; with two on a busy machine a step took 36 times as long.

@@ -35,7 +35,7 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> Non
     _remove(beside)  # from a run that was killed
     beside.mkdir()  # a folder, since safetensors writes to a file of a random name first, which a kill would leave behind
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside / path.name, metadata=header)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, beside / path.name, metadata=header)
         _to_disk(beside / path.name)
         os.replace(beside / path.name, path)
     except SafetensorError as error:

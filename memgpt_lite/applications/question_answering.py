@@ -362,7 +362,7 @@ def read(model: MemGPT, input_ids: Tensor, segments: int = 16) -> Tensor:
     """The memory (B, M, D) after texts (B, T), of which so many segments at a time are read: space does not grow with T."""
     memory = model.init_memory(len(input_ids))
     for part in input_ids.split(segments * model.config.segment_length, dim=1):
-        memory = model(part, memory=memory, logits_to_keep=1, output_attentions=False).memory
+        memory = model(part.to(model.device), memory=memory, logits_to_keep=1, output_attentions=False).memory
     return memory
 
 
@@ -372,7 +372,8 @@ def ask_all(model: MemGPT, documents: list[Document], memory: Tensor) -> Asked:
     rows = [(b, fact, depth) for b, document in enumerate(documents) for fact, depth in zip(document.facts, document.depths)]
     right = []
     for b, fact, _ in rows:
-        logits = model(torch.tensor([ask(fact, answered=False)]), memory=memory[b : b + 1], output_attentions=False).logits
+        ids = torch.tensor([ask(fact, answered=False)], device=model.device)
+        logits = model(ids, memory=memory[b : b + 1], output_attentions=False).logits
         right.append(logits[0, -1].argmax().item() == ask(fact, answered=True)[-1])
     return Asked(torch.tensor(right), torch.tensor([depth for *_, depth in rows]))
 
@@ -384,7 +385,8 @@ def ask_window(model: GPT2LMHeadModel, documents: list[Document]) -> Asked:
     for document in documents:
         for fact, depth in zip(document.facts, document.depths):
             ids = (document.input_ids + ask(fact, answered=False))[-model.config.n_positions :]
-            right.append(model(torch.tensor([ids])).logits[0, -1].argmax().item() == ask(fact, answered=True)[-1])
+            logits = model(torch.tensor([ids], device=model.device)).logits
+            right.append(logits[0, -1].argmax().item() == ask(fact, answered=True)[-1])
             depths.append(depth)
     return Asked(torch.tensor(right), torch.tensor(depths))
 
@@ -465,7 +467,7 @@ def answer(model: MemGPT, tokenizer: PreTrainedTokenizerFast, text: str, questio
     if not (ids == about).any():
         raise ValueError(f"the text does not name {tokenizer.convert_ids_to_tokens(about.item())}: ask about what it tells of")
     with torch.no_grad(), in_mode(model, training=False):
-        logits = model(asked, memory=read(model, ids), output_attentions=False).logits  # (1, T, V)
+        logits = model(asked.to(model.device), memory=read(model, ids), output_attentions=False).logits  # (1, T, V)
     return tokenizer.convert_ids_to_tokens(logits[0, -1].argmax().item())
 
 

@@ -123,6 +123,7 @@ class Matcher:
         ids = self.tokenizer(list(texts)).input_ids
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
         batch = make_segments([ids[i] for i in order], length, pad_token_id=self.tokenizer.pad_token_id)
+        batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
         memory, done = self.model.init_memory(len(ids)), []
         for start in range(0, batch["input_ids"].size(1), length):
             mask = batch["attention_mask"][:, start : start + length]
@@ -170,7 +171,7 @@ class Matcher:
 
     def _parts(self, text: str) -> tuple[Tensor, list[str]]:
         """What each token puts into each slot of the embedding, (M, 1 + T, D): its sum over tokens is the embedding."""
-        ids = self.tokenizer(text, return_tensors="pt").input_ids  # (1, T)
+        ids = self.tokenizer(text, return_tensors="pt").input_ids.to(self.model.device)  # (1, T)
         out = self.model(ids, output_hidden_states=True)
         context = self.model.context_vectors(out.hidden_states[-1], out.logits)
         values = self.model.update_rule.value(context)[0]  # (T, D)
@@ -221,7 +222,7 @@ class VersePairs:
 
 def info_nce(scores: Tensor, temperature: float) -> Tensor:
     """How surely each text finds its partner among those of the batch, in nats. scores: (N, N), partners on the diagonal."""
-    right = torch.arange(len(scores))
+    right = torch.arange(len(scores), device=scores.device)
     return (F.cross_entropy(scores / temperature, right) + F.cross_entropy(scores.T / temperature, right)) / 2
 
 
@@ -258,7 +259,7 @@ def train_model(
         norm = torch.nn.utils.clip_grad_norm_(matcher.model.parameters(), 1.0)
         optimizer.step()
         history.loss.append(loss.item())
-        history.accuracy.append((scores.argmax(1) == torch.arange(len(one))).float().mean().item())
+        history.accuracy.append((scores.argmax(1).cpu() == torch.arange(len(one))).float().mean().item())
         history.gradient_norm.append(norm.item())
         history.learning_rate.append(rate)
         history.stage.append(0)
@@ -305,16 +306,18 @@ def token_scores(matcher: Matcher, queries: Sequence[str], texts: Sequence[str])
         F.normalize(torch.stack([table[ids].mean(0) for ids in matcher.tokenizer(list(part)).input_ids]), dim=-1)
         for part in (queries, texts)
     )
-    return (one @ other.T).numpy()
+    return (one @ other.T).cpu().numpy()
 
 
 @torch.no_grad()
 def all_scores(matcher: Matcher, queries: Sequence[str], texts: Sequence[str]) -> dict[str, np.ndarray]:
     """row → scores of every query with every text, (N, N')."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
         untrained = Matcher(new_model(matcher.tokenizer), matcher.tokenizer)
-    ours = {name: (matcher.embed(queries, cleared=c) @ matcher.embed(texts, cleared=c).T).numpy() for name, c in ROWS.items()}
+    ours = {
+        name: (matcher.embed(queries, cleared=c) @ matcher.embed(texts, cleared=c).T).cpu().numpy() for name, c in ROWS.items()
+    }
     tfidf = tfidf_scores(queries, texts)
     return ours | {
         "TF-IDF": tfidf,

@@ -30,7 +30,7 @@ from ..data import load_records
 from ..model import MemGPT, MemGPTConfig
 from ..preprocessing import make_segments, train_tokenizer
 from ..training import train
-from .translation import two_parts, write
+from .translation import read, two_parts, write
 
 Record = dict[str, str]  # {"module": …, "name": …, "body": …, "summary": …}
 SUMMARY, AGAIN = "<summary>", "<again>"  # the token that begins a summary, and the one that begins a stretch written back
@@ -106,8 +106,7 @@ class Summariser:
             starts = (batch["attention_mask"].sum(1) - 1) // L * L  # (B)
             columns = starts[:, None] + torch.arange(L)  # (B, L)
             batch = {name: tensor.gather(1, columns) for name, tensor in batch.items()}
-        with torch.no_grad():
-            return self.model(batch["input_ids"], attention_mask=batch["attention_mask"], output_attentions=False).memory
+        return read(self.model, batch)
 
     def write(self, memory: Tensor, start: str = SUMMARY) -> list[str]:
         """What a memory (B, M, D) makes the model write, greedily, for one segment at most."""

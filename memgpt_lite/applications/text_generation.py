@@ -173,6 +173,7 @@ def _train(model, language: str, seed: int, steps: int | None, window: int, prog
             batches, memory = streams(tokens.roll(-start), TOKENS // window, window), None
             batch = next(batches)
         optimizer.param_groups[0]["lr"] = rate = one_cycle(step, steps, peak=4e-3)
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         result = model.train_step(optimizer, **batch, memory=memory, output_attentions=False)
         memory = result.memory
         history.loss.append(result.loss.item())
@@ -219,11 +220,11 @@ def token_bits(model, tokenizer: PreTrainedTokenizerFast, chapters: Sequence[str
     memory, nats = None, []
     length = model.config.n_positions if isinstance(model, WindowedGPT2) else model.config.segment_length
     span = max(1, 1024 // length) * length  # about 1,024 tokens, in whole segments
-    spans = (x.split(span, dim=1) for x in (batch["input_ids"], batch["attention_mask"], following))
+    spans = (x.to(model.device).split(span, dim=1) for x in (batch["input_ids"], batch["attention_mask"], following))
     for input_ids, mask, labels in zip(*spans):
         out = model(input_ids, memory=memory, attention_mask=mask, output_attentions=False)
         memory = out.memory
-        nats.append(F.cross_entropy(out.logits.transpose(1, 2), labels, reduction="none"))  # (B, up to a span)
+        nats.append(F.cross_entropy(out.logits.transpose(1, 2), labels, reduction="none").cpu())  # (B, up to a span)
     return [row[: len(tokens) - 1] / math.log(2) for row, tokens in zip(torch.cat(nats, dim=1), ids)]
 
 
@@ -285,7 +286,7 @@ def continue_text(
     check_text(text, language)
     model, tokenizer = _trained(language)
     model = model if carry else cleared(model)
-    input_ids = torch.tensor([tokenizer.encode(text)])  # (1, T)
+    input_ids = torch.tensor([tokenizer.encode(text)], device=model.device)  # (1, T)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         written = model.generate(
@@ -329,7 +330,7 @@ def passages(language: str, tokenizer: PreTrainedTokenizerFast, length: int = 64
 
 def go_on(model: MemGPT, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Passage], new_tokens: int, seed: int) -> list[str]:
     """What a model samples after each of the passages, all of them side by side."""
-    input_ids = torch.tensor([prompt.ids for prompt in prompts])  # (B, T)
+    input_ids = torch.tensor([prompt.ids for prompt in prompts], device=model.device)  # (B, T)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         written = model.generate(

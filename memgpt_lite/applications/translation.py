@@ -49,10 +49,17 @@ def two_parts(rows: Sequence[tuple[list[int], list[int]]], segment_length: int, 
     return make_segments([[source, target] for source, target in rows], segment_length, pad_token_id=pad_token_id, asked=asked)
 
 
+@torch.no_grad()
+def read(model: MemGPT, batch: dict[str, Tensor]) -> Tensor:
+    """What the memory holds after texts as whole segments, (B, S·L) as `make_segments` returns them: (B, M, D)."""
+    input_ids, mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
+    return model(input_ids, attention_mask=mask, output_attentions=False).memory
+
+
 def write(model: MemGPT, tokenizer: PreTrainedTokenizerFast, memory: Tensor, start: str, max_new_tokens: int) -> list[str]:
     """What a memory (B, M, D) makes a model write after the token `start`, greedily."""
     ids = model.generate(
-        torch.full((len(memory), 1), tokenizer.convert_tokens_to_ids(start)), memory=memory, do_sample=False,
+        torch.full((len(memory), 1), tokenizer.convert_tokens_to_ids(start), device=model.device), memory=memory, do_sample=False,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=max_new_tokens,
     )  # fmt: skip
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
@@ -71,9 +78,7 @@ class Translator:
 
     def read(self, texts: Sequence[str]) -> Tensor:
         """What the memory holds after each text, (B, M, D)."""
-        batch = self.sources(texts)
-        with torch.no_grad():
-            return self.model(batch["input_ids"], attention_mask=batch["attention_mask"], output_attentions=False).memory
+        return read(self.model, self.sources(texts))
 
     def sources(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Texts as whole segments, (B, S·L).
