@@ -156,7 +156,7 @@ class RecurrentMemory(System):
         from recurrent_memory_transformer_pytorch import RecurrentMemoryTransformer
 
         self.model = RecurrentMemoryTransformer(
-            num_tokens=V, dim=D, depth=LAYERS, heads=HEADS, dim_head=64, ff_mult=_ff_mult(width), seq_len=L,
+            num_tokens=V, dim=D, depth=LAYERS, heads=HEADS, dim_head=64, ff_mult=ff_mult(width), seq_len=L,
             num_memory_tokens=M, use_flash_attn=True, use_xl_memories=False, num_residual_streams=1,
         )  # fmt: skip
 
@@ -177,7 +177,7 @@ class BlockRecurrent(System):
         from block_recurrent_transformer_pytorch import BlockRecurrentTransformer
 
         self.model = BlockRecurrentTransformer(
-            num_tokens=V, dim=D, depth=LAYERS, heads=HEADS, dim_head=64, ff_mult=_ff_mult(width), max_seq_len=TRAINED * L,
+            num_tokens=V, dim=D, depth=LAYERS, heads=HEADS, dim_head=64, ff_mult=ff_mult(width), max_seq_len=TRAINED * L,
             block_width=L, num_state_vectors=M,
         )  # fmt: skip
 
@@ -198,7 +198,7 @@ class InfiniAttention(System):
         from infini_transformer_pytorch import InfiniTransformer
 
         self.model = InfiniTransformer(
-            num_tokens=V, dim=D, depth=LAYERS, heads=HEADS, dim_head=64, ff_mult=_ff_mult(width), use_mem_delta_rule=True
+            num_tokens=V, dim=D, depth=LAYERS, heads=HEADS, dim_head=64, ff_mult=ff_mult(width), use_mem_delta_rule=True
         )
         for attention, _ in self.model.layers:
             nn.init.zeros_(attention.fastweight_mem.head_gates)  # 10, the package's, is a memory that is hardly read
@@ -219,7 +219,7 @@ class Titans(System):
         from titans_pytorch import MemoryAsContextTransformer, MemoryMLP
 
         self.model = MemoryAsContextTransformer(
-            num_tokens=V, dim=D, depth=LAYERS, heads=HEADS, dim_head=32, ff_mult=_ff_mult(width), segment_len=L,
+            num_tokens=V, dim=D, depth=LAYERS, heads=HEADS, dim_head=32, ff_mult=ff_mult(width), segment_len=L,
             num_persist_mem_tokens=4, num_longterm_mem_tokens=4, neural_memory_layers=(2,),
             neural_memory_model=MemoryMLP(dim=D, depth=2), num_residual_streams=1,
         )  # fmt: skip
@@ -282,7 +282,7 @@ class Memorizing(System):
         return self.model(ids, knn_memories=state), state
 
 
-def _ff_mult(width: int) -> float:
+def ff_mult(width: int) -> float:
     """The setting from which most of these packages make a feed-forward of this width: int(D · mult · 2 / 3)."""
     return (width + 0.5) / D * 3 / 2
 
@@ -583,13 +583,17 @@ def add(kind: str, entry: dict) -> None:
     measurements.add(FILES[kind], {**entry, "where": where(SYSTEMS[entry["system"]].packages)})
 
 
-def where(packages: Iterable[str]) -> str:
-    """The processor and the versions that a result was made with."""
+def processor() -> str:
+    """The name of the processor's model, as Linux gives it, or what Python knows of it elsewhere."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    versions = [f"{package} {version(package)}" for package in ("torch", *packages)]
-    return ", ".join([names[0] if names else platform.processor() or platform.machine(), *versions])
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def where(packages: Iterable[str]) -> str:
+    """The processor and the versions that a result was made with."""
+    return ", ".join([processor(), *(f"{package} {version(package)}" for package in ("torch", *packages))])
 
 
 def find(entries: list[dict], **wanted: Any) -> dict | None:

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from block_recurrent_transformer_pytorch import BlockRecurrentTransformer
 from recurrent_memory_transformer_pytorch import RecurrentMemoryTransformer, RecurrentMemoryTransformerWrapper
+from side_by_side import ff_mult, processor
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -62,7 +63,7 @@ def gpt2(width: int) -> tuple[nn.Module, Loss]:
 def recurrent_memory_transformer(width: int) -> tuple[nn.Module, Loss]:
     """RMT (Bulatov et al. 2022) of recurrent-memory-transformer-pytorch; its wrapper carries the memory over the segments."""
     transformer = RecurrentMemoryTransformer(
-        num_tokens=V, dim=D, depth=LAYERS, heads=HEADS, dim_head=D // HEADS, ff_mult=_ff_mult(width),
+        num_tokens=V, dim=D, depth=LAYERS, heads=HEADS, dim_head=D // HEADS, ff_mult=ff_mult(width),
         seq_len=L, num_memory_tokens=M, use_flash_attn=True, use_xl_memories=False, num_residual_streams=1,
     )  # fmt: skip
     model = RecurrentMemoryTransformerWrapper(transformer)
@@ -75,15 +76,10 @@ def block_recurrent_transformer(width: int) -> tuple[nn.Module, Loss]:
     It detaches its states at the end of `max_seq_len` and not between the blocks within, so that one call is the whole text.
     """
     model = BlockRecurrentTransformer(
-        num_tokens=V, dim=D, depth=LAYERS, heads=HEADS, dim_head=D // HEADS, ff_mult=_ff_mult(width),
+        num_tokens=V, dim=D, depth=LAYERS, heads=HEADS, dim_head=D // HEADS, ff_mult=ff_mult(width),
         max_seq_len=S * L, block_width=L, num_state_vectors=M, use_flash_attn=False,
     )  # fmt: skip
     return model, lambda tokens: model(tokens, return_loss=True)[0]
-
-
-def _ff_mult(width: int) -> float:
-    """The setting from which both packages make a feed-forward of this width: int(D · mult · 2 / 3)."""
-    return (width + 0.5) / D * 3 / 2
 
 
 SYSTEMS = {
@@ -193,14 +189,6 @@ def report(systems: dict[str, System], speeds: dict[str, Speed]) -> str:
 
 def _median_and_range(values: list[float]) -> str:
     return f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
-
-
-def processor() -> str:
-    """The name of the processor's model, as Linux gives it, or what Python knows of it elsewhere."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def facts() -> str:
