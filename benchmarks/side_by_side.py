@@ -149,7 +149,7 @@ def _additive(seen: Tensor) -> Tensor:
 
 
 class RecurrentMemory(System):
-    """RMT (Bulatov et al. 2022) of recurrent-memory-transformer-pytorch. The state is its M memory tokens."""
+    """RMT (Bulatov et al. 2022) of recurrent-memory-transformer-pytorch. The state is its 8 memory tokens."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -157,7 +157,8 @@ class RecurrentMemory(System):
 
         self.model = RecurrentMemoryTransformer(
             num_tokens=V, dim=D, depth=LAYERS, heads=HEADS, dim_head=64, ff_mult=ff_mult(width), seq_len=L,
-            num_memory_tokens=M, use_flash_attn=True, use_xl_memories=False, num_residual_streams=1,
+            num_memory_tokens=8, add_write_to_next_write_mem=True, next_write_mem_stop_grad=False,
+            use_flash_attn=True, use_xl_memories=False, num_residual_streams=1,
         )  # fmt: skip
 
     def read(self, ids: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -178,7 +179,7 @@ class BlockRecurrent(System):
 
         self.model = BlockRecurrentTransformer(
             num_tokens=V, dim=D, depth=LAYERS, heads=HEADS, dim_head=64, ff_mult=ff_mult(width), max_seq_len=TRAINED * L,
-            block_width=L, num_state_vectors=M,
+            block_width=L, num_state_vectors=M, recurrent_layers=(LAYERS,),
         )  # fmt: skip
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -235,7 +236,7 @@ class Titans(System):
         segments, states = (0, [None] * LAYERS) if state is None else state
         window = model.attn_window_size  # L + 4: the segment and its long-term memory tokens
         x = torch.cat([model.token_emb(ids), model.longterm_mems.expand(len(ids), -1, -1)], dim=1)  # (B, L + 4, D)
-        places = torch.arange(segments * window, (segments + 1) * window)
+        places = segments % TRAINED * window + torch.arange(window)  # the positions that training knew, over and over
         x = model.expand_streams(x + model.axial_pos_emb.forward_with_pos(places, (window,)))
         first_values, after = None, []
         for (memory_stream, attention_stream, mlp_stream, _, memory, attention, mlp), before in zip(model.layers, states):
@@ -243,7 +244,8 @@ class Titans(System):
                 inputs, add = memory_stream(x)
                 retrieved, before = memory(torch.stack([inputs] * 3), state=before)
                 x = add(retrieved)
-                before = before._replace(updates=None)  # for layers above it, which here do not use them
+                # Not carried: updates, for layers above it, and what the weights were at first, which all texts begin with.
+                before = before._replace(updates=None, weights=None)
             after.append(before)
             inputs, add = attention_stream(x)
             out, (values, _) = attention(inputs, value_residual=first_values)
