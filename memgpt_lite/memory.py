@@ -48,7 +48,8 @@ def initial_memory(
         return torch.zeros(shape, device=device, dtype=dtype)
     if kind not in ("normal", "orthogonal"):
         raise ValueError(f"unknown memory initialisation {kind!r}: choose one of {', '.join(INITIALISATIONS)}")
-    normal = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+    drawn_on = device if generator is None else generator.device
+    normal = torch.randn(shape, generator=generator, device=drawn_on, dtype=dtype).to(device or drawn_on)
     if kind == "normal":
         return normal
     tall = normal if num_slots >= width else normal.mT  # at least as many rows as columns, as QR needs

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from playwright.sync_api import sync_playwright
 
 import memgpt_lite as ml
 
@@ -66,9 +67,8 @@ def project():
 @pytest.fixture(scope="module")
 def browser():
     """Chromium, driven by Playwright. Without one the test is skipped, but fails under CI=true."""
-    playwright = pytest.importorskip("playwright.sync_api")
     names = ("chromium", "chromium-browser", "google-chrome")
-    with playwright.sync_playwright() as engine:
+    with sync_playwright() as engine:
         found = next(filter(None, map(shutil.which, names)), None) or engine.chromium.executable_path
         if not os.path.exists(found):
             message = "no browser: install one with `apt-get install -y chromium` or `python -m playwright install chromium`"

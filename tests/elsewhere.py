@@ -75,7 +75,7 @@ def compute(operation, args: tuple, kwargs: dict):
     crosses = operation in (aten._to_copy.default, aten.copy_.default)
     lookup = operation in (aten.index.Tensor, aten.index_put_.default)
     if ours and not crosses:
-        for x in tensors[:1] if lookup else tensors:
+        for x in (args[0], *args[2:3]) if lookup else tensors:
             if not isinstance(x, Elsewhere) and x.dim():
                 raise RuntimeError(f"{operation}: tensors of two devices; the one of shape {tuple(x.shape)} is on the CPU")
     device = kwargs.get("device")
@@ -84,6 +84,8 @@ def compute(operation, args: tuple, kwargs: dict):
     result = operation(*tree_map(here, args), **tree_map(here, kwargs))
     if not away:
         return result
+    if isinstance(kwargs.get("generator"), torch.Generator):
+        raise RuntimeError(f"{operation}: the generator is on the CPU")
     return tree_map(lambda x: ours[id(x)] if id(x) in ours else Elsewhere(x) if isinstance(x, Tensor) else x, result)
 
 
@@ -175,6 +177,11 @@ def generated(device: torch.device):
     ]
 
 
+def begun(device: torch.device):
+    models = [small(device, memory_init=kind) for kind in ml.memory.INITIALISATIONS]
+    return [model.init_memory(2, generator=torch.Generator().manual_seed(0)) for model in models]
+
+
 def streamed(device: torch.device):
     model = pretrained("recall", device)
     ids = document()
@@ -262,6 +269,7 @@ JOBS: dict[str, Callable] = {
     **{f"train, {rule}": lambda device, rule=rule: trained(device, rule) for rule in ml.configuration.UPDATE_RULES},
     "train, memory replayed": lambda device: trained(device, memory_replay=True),
     "train, taught": taught,
+    "initialise": begun,
     "generate": generated,
     "stream": streamed,
     "look into": looked_into,
@@ -323,6 +331,12 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with Device():
         ones = torch.ones(2, device=ELSEWHERE)
-        refused = {name: refuses(act) for name, act in (("the CPU's", lambda: ones + torch.ones(2)), ("NumPy", ones.numpy))}
+        acts = {
+            "adding": lambda: ones + torch.ones(2),
+            "writing into": lambda: ones.index_put_((torch.tensor([0, 1]),), torch.ones(2)),
+            "drawing": lambda: torch.randn(2, device=ELSEWHERE, generator=torch.Generator()),
+            "NumPy": ones.numpy,
+        }
+        refused = {name: refuses(act) for name, act in acts.items()}
     wanted = sys.argv[1:] or JOBS
     print(json.dumps({"refused": refused, "jobs": {name: difference(JOBS[name]) for name in wanted}}))

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import pytest
 import torch
+from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
 from filelock import FileLock
 
@@ -208,7 +209,7 @@ FEWER_WORDS = """() => {
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("scheme, width", [("light", 1300), ("dark", 390)])
 def test_page(visit, site, name, scheme, width):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    axe = Axe()
     page = visit(site, name, width, color_scheme=scheme)
     assert page.locator("h1").count() == 1 and page.locator("h1").is_visible()
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every((part) => part < 60)")
@@ -304,7 +305,7 @@ def test_explorers_follow_the_pages_light_and_dark(visit, small_site, system):
 
 @pytest.mark.parametrize("scheme, width", [("light", 1300), ("dark", 390)])
 def test_axe_finds_nothing_in_a_page_with_explorers(visit, small_site, scheme, width):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    axe = Axe()
     page = visit(small_site, "notebooks/00_explorers.html", width, color_scheme=scheme)
     assert page.evaluate("document.querySelector('.content').scrollWidth") <= width
     found = axe.run(page)
