@@ -36,7 +36,7 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from memgpt_lite import MemGPT, MemGPTConfig, measurements
 from memgpt_lite.rules import UPDATE_RULES
-from memgpt_lite.tasks import IGNORED, MQAR, VOCABULARY, AssociativeRecall, Batch, Copy, HardRecall, Mixture
+from memgpt_lite.tasks import IGNORED, MQAR, NAMES, PLACES, VOCABULARY, AssociativeRecall, Batch, Copy, HardRecall, Mixture
 from memgpt_lite.training import answer_accuracy, one_cycle
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -336,11 +336,13 @@ def build(system: str, seed: int) -> System:
 
 
 class Task(NamedTuple):
-    """name: as a table gives it; stages: what is trained on, from easy to hard; at: number of segments → what is measured on."""
+    """name: as a table gives it; stages: what is trained on, from easy to hard; at: number of segments → what is measured on;
+    words: of which one is the answer, so that guessing is right once in so many times."""
 
     name: str
     stages: list[Mixture]
     at: Callable[[int], Any]
+    words: int = len(PLACES)
 
 
 def _overwriting(segments: int, facts: int = 12) -> HardRecall:
@@ -364,7 +366,7 @@ TASKS = {
         [*LOOKING_UP, _growing(partial(_overwriting, facts=4), 2)[-1], _growing(_overwriting, 2)[-1]],
         _overwriting,
     ),
-    "copying": Task("Copying", _growing(Copy, 2), Copy),
+    "copying": Task("Copying", _growing(Copy, 2), Copy, words=len(NAMES) + len(PLACES)),
     "mqar_mini": Task("MQAR mini", _growing(MQAR, 1), MQAR),
 }
 FIRST_STAGE, LAST_STAGE = 0.3, 0.6  # shares of the budget: the first stage ends, the last one begins
@@ -658,12 +660,15 @@ def spread(values: list[float], form: str) -> str:
 
 
 class Column(NamedTuple):
-    """value: case → number, or None where there is none; form: as `format` takes it; largest: whether that is the best."""
+    """value: case → number, or None where there is none; form: as `format` takes it; largest: whether that is the best, None: neither is.
+
+    least: what a value must exceed to be called the best."""
 
     title: str
     value: Callable[[dict], float | None]
     form: str
-    largest: bool = True
+    largest: bool | None = True
+    least: float = -math.inf
 
 
 def _at(times: int, key: str, scale: float = 1) -> Callable[[dict], float | None]:
@@ -674,12 +679,18 @@ def _at(times: int, key: str, scale: float = 1) -> Callable[[dict], float | None
     return value
 
 
-ACCURACY = [Column(f"{times:,}×", _at(times, "accuracy", 100), ".1f") for times in LENGTHS]
+def accuracy_columns(words: int, asked: dict[str, int]) -> list[Column]:
+    """words: see `Task`; asked: the number of questions at each length. The best must be three standard deviations above guessing."""
+    guess = 1 / words
+    lucky = {times: 100 * (guess + 3 * math.sqrt(guess * (1 - guess) / count)) for times, count in asked.items()}
+    return [Column(f"{times:,}×", _at(times, "accuracy", 100), ".1f", least=lucky.get(str(times), 0)) for times in LENGTHS]
+
+
 EFFORT = [
-    Column("99% after, s", lambda case: case["seconds_to_99"], ".0f", largest=False),
-    Column("steps", lambda case: case["steps"], ",.0f"),
-    Column("trains on, tokens/s", lambda case: case["tokens_per_second"], ",.0f"),
-    Column("reads, tokens/s", _at(4, "tokens_per_second"), ",.0f"),
+    Column("99% after, s", lambda case: case["seconds_to_99"], ".0f", largest=None),
+    Column("steps", lambda case: case["steps"], ",.0f", largest=None),
+    Column("trains on, tokens/s", lambda case: case["tokens_per_second"], ",.0f", largest=None),
+    Column("reads, tokens/s", _at(4, "tokens_per_second"), ",.0f", largest=None),
     Column("state at 1×, bytes", _at(1, "state_bytes"), ",.0f", largest=False),
     Column("state at 4×, bytes", _at(4, "state_bytes"), ",.0f", largest=False),
     Column("training memory, MB", lambda case: case["training_bytes"] / 1e6, ".0f", largest=False),
@@ -693,7 +704,10 @@ def table(groups: dict[str, list[dict]], columns: list[Column]) -> list[str]:
         values = [[v for v in map(column.value, cases) if v is not None] for column in columns]
         # Where a seed has no value (it never reached 99%), the median over all would be that of the better ones only.
         medians[system] = [statistics.median(v) if len(v) == len(cases) else None for v in values]
-    best_of = [best([m[i] for m in medians.values()], column.largest) for i, column in enumerate(columns)]
+    best_of = [
+        None if column.largest is None else best([m[i] for m in medians.values()], column.largest)
+        for i, column in enumerate(columns)
+    ]
     lines = ["| system | seeds | " + " | ".join(c.title for c in columns) + " |", "| --- " * (len(columns) + 2) + "|"]
     for system, cases in groups.items():
         cells = []
@@ -703,10 +717,16 @@ def table(groups: dict[str, list[dict]], columns: list[Column]) -> list[str]:
             if 0 < len(values) < len(cases):
                 text += f", {len(values)} of {len(cases)}"
             whole = medians[system][i]
-            same = whole is not None and format(whole, column.form) == format(best_of[i], column.form)
-            cells.append(f"**{text}**" if same else text)
+            known = None not in (whole, best_of[i]) and whole > column.least
+            cells.append(f"**{text}**" if known and format(whole, column.form) == format(best_of[i], column.form) else text)
         lines.append(f"| {SYSTEMS[system].name} | {len(cases)} | " + " | ".join(cells) + " |")
     return lines
+
+
+def asked_in_words(asked: dict[str, tuple[int, int]]) -> str:
+    """asked: at each length, how many questions of how many documents."""
+    said = ", ".join(f"{int(t):,}×: {q:,} ({n:,})" for t, (q, n) in sorted(asked.items(), key=lambda item: int(item[0])))
+    return f"Questions (documents) for each system and seed: {said}."
 
 
 def report(results: dict) -> str:
@@ -718,7 +738,9 @@ def report(results: dict) -> str:
     ]
     page += [
         "",
-        "Median and, in brackets, the range over the seeds. Bold: the best median of a column. Accuracy in per cent of the questions.",
+        "Median and, in brackets, the range over the seeds. Bold: the best median of a column; of accuracies only where guessing would hardly "
+        "reach it (three standard deviations); none for times and speeds, which hang on what else the machine did. Accuracy in per cent "
+        "of the questions.",
     ]
     for task, description in TASKS.items():
         of_task = [case for case in results["cases"] if case["task"] == task]
@@ -726,20 +748,25 @@ def report(results: dict) -> str:
             of_budget = [case for case in of_task if case["budget"] == budget]
             groups = {s: [case for case in of_budget if case["system"] == s] for s in SYSTEMS}
             groups = {system: cases for system, cases in groups.items() if cases}
+            rows = [item for case in of_budget for item in case["lengths"].items() if "accuracy" in item[1]]
+            asked = {times: (row["questions"], row["documents"]) for times, row in rows}
             page += [
                 "",
                 f"## {description.name}, {budget:g} s",
                 "",
-                f"Accuracy at so many times the training length of {TRAINED * L} tokens:",
+                f"Accuracy at so many times the training length of {TRAINED * L} tokens. {asked_in_words(asked)} Guessing: "
+                f"{100 / description.words:.1f}.",
                 "",
             ]
-            page += table(groups, ACCURACY)
+            page += table(groups, accuracy_columns(description.words, {times: count for times, (count, _) in asked.items()}))
             page += ["", *table(groups, EFFORT), ""]
             reasons: dict[str, list[str]] = {}
             for system, cases in groups.items():
-                for times, row in cases[0]["lengths"].items():
-                    if "none" in row:
-                        reasons.setdefault(f"{SYSTEMS[system].name}: {row['none']}", []).append(f"{int(times):,}×")
+                for case in cases:
+                    for times, row in case["lengths"].items():
+                        if "none" in row:
+                            at = reasons.setdefault(f"{SYSTEMS[system].name}: {row['none']}", [])
+                            at += [f"{int(times):,}×"] if f"{int(times):,}×" not in at else []
                 if not all(case["finite"] for case in cases):
                     reasons.setdefault(f"{SYSTEMS[system].name}: a loss that was not finite ended the training of a seed", [])
             page += [f"- No figure for {reason}{' (' + ', '.join(at) + ')' if at else ''}." for reason, at in reasons.items()]

@@ -167,6 +167,15 @@ def test_the_best_median_is_bold_and_a_seed_without_a_figure_is_counted(bench):
     ]
 
 
+def test_what_guessing_may_reach_is_not_called_the_best(bench):
+    case = {"lengths": {"1": {"accuracy": 0.9}, "4096": {"accuracy": 0.125}}}
+    worse = {"lengths": {"1": {"accuracy": 0.1}, "4096": {"accuracy": 0.0}}}
+    columns = bench.accuracy_columns(16, {"1": 1024, "4096": 64})
+    row = bench.table({"keep": [case], "full": [worse]}, [columns[0], columns[-1]])[2]
+    assert row == "| memgpt_lite, keep | 1 | **90.0** | 12.5 |"
+    assert bench.table({"keep": [case]}, [bench.EFFORT[2]._replace(value=lambda case: 7)])[2] == "| memgpt_lite, keep | 1 | 7 |"
+
+
 def test_the_script_needs_no_published_package_to_say_what_it_can(bench, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["side_by_side.py", "--help"])
     with pytest.raises(SystemExit, match="0"):
