@@ -1,14 +1,14 @@
 """For teachers: `python notebooks/classroom.py release FOLDER` makes what students get, `… solved FOLDER` copies with our solutions.
 
 The notebooks carry nbgrader's metadata: cells to write in, cells that are graded, answers to read. `release` lays out a course as nbgrader
-expects it and runs its `generate_assignment`, which records what is graded; from there on nbgrader's own commands collect and grade
-(https://nbgrader.readthedocs.io). Nothing needs to be taken out of the notebooks: our solutions are in the library.
+expects it, an assignment for each notebook and with its name, and runs its `generate_assignment`, which records what is graded; from there on
+nbgrader's own commands collect and grade (https://nbgrader.readthedocs.io). Nothing needs to be taken out of the notebooks: our solutions are in the library.
 """
 
 import argparse
 import ast
 import os
-import shutil
+import re
 import sys
 from pathlib import Path
 
@@ -16,9 +16,11 @@ import nbformat
 from nbformat import NotebookNode
 
 NOTEBOOKS = Path(__file__).parent
-ASSIGNMENT = "memgpt_lite"  # the name of the one assignment, which has a notebook for each lesson
+GLOSSARY = NOTEBOOKS / "GLOSSARY.md"
+COURSE = "memgpt_lite"
 PLACEHOLDER = " ...  #"  # stands where the reader is to write
 SECONDS = 300  # after which a cell that does not come to an end counts as wrong
+LINK = re.compile(r"\[([^\[\]]+)\]\((?!https?:)([\w./-]+\.\w+)(#[\w-]+)?\)")  # to another file
 
 
 def lessons() -> list[Path]:
@@ -66,6 +68,34 @@ def write_solved(folder: Path) -> Path:
     return folder
 
 
+def linked_as_released(text: str) -> str:
+    """Markdown whose links lead from one assignment's folder to another; what is not released is named without a link."""
+
+    def relink(link: re.Match) -> str:
+        says, path, anchor = link[1], Path(link[2]), link[3] or ""
+        if path.name == link[2] == GLOSSARY.name:  # beside every notebook
+            return link[0]
+        if path.name == link[2] and path.suffix == ".ipynb":
+            return f"[{says}](../{path.stem}/{path.name}{anchor})"
+        return says
+
+    return LINK.sub(relink, text)
+
+
+def write_source(folder: Path) -> list[str]:
+    """An assignment's folder for every notebook, with the glossary beside it. Returns their names."""
+    paths = sorted(NOTEBOOKS.glob("*.ipynb"))
+    for path in paths:
+        (folder / path.stem).mkdir(parents=True)
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = linked_as_released(cell.source)
+        nbformat.write(notebook, folder / path.stem / path.name)
+        (folder / path.stem / GLOSSARY.name).write_text(linked_as_released(GLOSSARY.read_text("utf-8")), "utf-8")
+    return [path.stem for path in paths]
+
+
 def course(folder: Path):
     """nbgrader's programming interface, for a course in a folder."""
     from nbgrader.apps import NbGraderAPI  # slow to import, and not needed for `solved`
@@ -73,7 +103,7 @@ def course(folder: Path):
 
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # where it looks for alembic
     config = Config()
-    config.CourseDirectory.course_id = ASSIGNMENT
+    config.CourseDirectory.course_id = COURSE
     config.CourseDirectory.root = str(folder.resolve())
     config.ClearSolutions.enabled = False  # there are none in the notebooks
     config.Execute.timeout = SECONDS
@@ -85,23 +115,23 @@ def release(folder: Path) -> Path:
 
     Raises `FileExistsError` where there is something already, and `RuntimeError` with nbgrader's own words if it fails.
     """
-    source = folder / "source" / ASSIGNMENT
+    source = folder / "source"
     if source.exists():
         raise FileExistsError(f"{source} is there already: choose an empty folder, or delete it")
-    source.mkdir(parents=True)
-    for path in lessons():
-        shutil.copy(path, source)
+    assignments = write_source(source)
     (folder / "nbgrader_config.py").write_text(
         "c = get_config()\n"
-        f"c.CourseDirectory.course_id = {ASSIGNMENT!r}\n"
+        f"c.CourseDirectory.course_id = {COURSE!r}\n"
         "c.ClearSolutions.enabled = False  # there are none in the notebooks\n"
         f"c.Execute.timeout = {SECONDS}  # seconds a cell may take\n",
         "utf-8",
     )
-    outcome = course(folder).generate_assignment(ASSIGNMENT)
-    if not outcome["success"]:
-        raise RuntimeError(outcome["log"])
-    return folder / "release" / ASSIGNMENT
+    api = course(folder)
+    for assignment in assignments:
+        outcome = api.generate_assignment(assignment)
+        if not outcome["success"]:
+            raise RuntimeError(outcome["log"])
+    return folder / "release"
 
 
 if __name__ == "__main__":

@@ -110,11 +110,9 @@ def share_right(logits, labels):
 
 def without_read(model, block_number, ids):
     block = model.transformer.h[block_number]
-    hook = block.crossattention.c_proj.register_forward_hook(lambda module, given, made: torch.zeros_like(made))
-    reads, block.reads = block.reads, False
+    block.reads = False
     logits = model(ids).logits.detach()
-    block.reads = reads
-    hook.remove()
+    block.reads = True
     return logits
 
 
@@ -175,7 +173,26 @@ def reached(S, k):
 
 
 def replay(model, ids, labels):
-    model(ids, labels=labels).loss.backward()  # the full graph, which is what replay saves
+    L = model.config.segment_length
+    following = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], -100)], dim=1)
+    asked = (following != -100).sum()
+
+    def from_segment(s, memory):
+        """∂loss/∂memory of the memory before segment s; the parameters collect theirs."""
+        if s * L >= ids.size(1):
+            return torch.zeros_like(memory)
+        part, state = slice(s * L, (s + 1) * L), torch.get_rng_state()
+        with torch.no_grad():
+            after = model(ids[:, part], memory=memory).memory
+        later = from_segment(s + 1, after)
+        torch.set_rng_state(state)
+        entered = memory.detach().requires_grad_()
+        again = model(ids[:, part], memory=entered, shift_labels=following[:, part], num_items_in_batch=asked)
+        (again.loss + (again.memory * later).sum()).backward()
+        return entered.grad
+
+    start = model.init_memory(len(ids))
+    start.backward(from_segment(0, start.detach()))
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 

@@ -3,7 +3,7 @@
     from memgpt_lite.exercises import check, hint, solution
 
     check("4.1", my_sparsemax)      # right, wrong (and probably why), or not attempted
-    hint("4.1")                     # again for the next one; three at most
+    hint("4.1")                     # again for one more; three at most
     solution("4.1")                 # ours, and what to notice in it
     rule = check("4.1", my_sparsemax).best      # yours once it is right, ours until then
 
@@ -48,7 +48,7 @@ def check(number: str, attempt: Any, *, seed: int | None = None) -> Result:
 
 
 def hint(number: str) -> Markdown:
-    """A hint; called again, the next one. Raises `ValueError` for an exercise that there is not."""
+    """A hint; called again, one more. Raises `ValueError` for an exercise that there is not."""
     hints = _find(number).hints
     given = _hints_given[number] = min(_hints_given.get(number, 0) + 1, len(hints))
     more = (
@@ -56,7 +56,8 @@ def hint(number: str) -> Markdown:
         if given < len(hints)
         else f'*That was the last one. `solution("{number}")` shows ours.*'
     )
-    return Markdown(f"**Hint {given} of {len(hints)}.** {hints[given - 1]}\n\n{more}")
+    shown = [f"**Hint {i} of {len(hints)}.** {text}" for i, text in enumerate(hints[:given], 1)]
+    return Markdown("\n\n".join([*shown, more]))
 
 
 def solution(number: str) -> Markdown:

@@ -8,10 +8,12 @@ wrong versions are run on the same inputs; the one that gives what the attempt g
 import copy
 import html
 import inspect
+import re
 import signal
 import threading
+import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,8 +24,16 @@ from torch import Tensor
 
 from ..viz.figures import Picture
 
-SECONDS = 20  # after which an attempt is taken not to come to an end
+SECONDS = 20  # for an attempt on all inputs; what is still running then is taken not to come to an end
+NAMING = 5  # of these at most for finding out which mistake it is
 FEW = 12  # numbers that are shown of an argument; four times as many of a result
+MARKED = re.compile(r"`([^`\n]+)`|(?<![\w*])\*(\S(?:[^*\n]*\S)?)\*(?![\w*])")  # `code`, *stressed*
+MEANINGS = {  # what PyTorch means by a part of what it says
+    "leaf Variable that requires grad": "an argument is changed in place (+=, *=, x[…] = …): whoever passed it in still needs it, and so does the "
+    "gradient. Make a new tensor of it: x = x + …, not x += …",
+    "modified by an inplace operation": "the values are there, but autograd cannot go back: something that it needs for that was changed in place "
+    "(+=, x[…] = …, masked_fill_). Make a new tensor instead: x = x.masked_fill(…), not x.masked_fill_(…)",
+}
 
 
 class Mistake(NamedTuple):
@@ -37,7 +47,7 @@ class Mistake(NamedTuple):
 class Exercise:
     """Something for the reader to write (`solution` is a function) or to predict (it is a value).
 
-    number: "4.1", of notebook 04; title; purpose: what it is for.
+    number: "4.1", of notebook 04; title.
     difficulty: 1 to 3; minutes: how long it takes, estimated; points: for grading.
     solution: ours.
     cases: from a generator of random numbers the arguments to try, one tuple after the other, the smallest and the edge cases
@@ -49,7 +59,6 @@ class Exercise:
 
     number: str
     title: str
-    purpose: str
     difficulty: int
     minutes: int
     solution: Any
@@ -63,7 +72,7 @@ class Exercise:
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """What a check found. status: "right", "wrong" or "not attempted"; says: in words; best: the attempt if it is right, else ours."""
+    """What a check found. status: "right", "wrong" or "not attempted"; says: in words, as Markdown; best: the attempt if it is right, else ours."""
 
     exercise: Exercise
     status: str
@@ -72,11 +81,14 @@ class Result:
     picture: Picture | None = None
 
     def __repr__(self) -> str:
-        return f"exercise {self.exercise.number} · {self.status}{': ' * bool(self.says)}{self.says}"
+        says = MARKED.sub(lambda found: found[1] or found[2], self.says)
+        return f"exercise {self.exercise.number} · {self.status}{': ' * bool(says)}{says}"
 
     def _repr_mimebundle_(self, **options) -> tuple[dict, dict]:
         colour = {"right": "#009E73", "wrong": "#D55E00"}.get(self.status, "#888888")
-        says = html.escape(self.says).replace("\n", "<br>")
+        says = MARKED.sub(
+            lambda found: f"<code>{found[1]}</code>" if found[1] else f"<em>{found[2]}</em>", html.escape(self.says)
+        ).replace("\n", "<br>")
         shown = (
             f'<div style="border-left: 5px solid {colour}; padding: 2px 10px; white-space: pre-wrap">'
             f"<b>Exercise {self.exercise.number} · {self.status}</b><br>{says}"
@@ -96,15 +108,15 @@ def examine(exercise: Exercise, attempt: Any, seed: int) -> Result:
     if not callable(attempt):
         says = f"a function is asked for, not {_kind(attempt)}: pass its name, without brackets behind it"
         return Result(exercise, "wrong", says, exercise.solution)
-    cases = list(exercise.cases(torch.Generator().manual_seed(seed)))
+    cases, until = list(exercise.cases(torch.Generator().manual_seed(seed))), time.monotonic() + SECONDS
     for i, arguments in enumerate(cases):
-        right = _run(exercise.solution, arguments)
-        yours = _run(attempt, arguments)
-        if i == 0 and yours.error is None and (yours.value is None or yours.value is ...):
+        right = _run(exercise.solution, arguments, time.monotonic() + SECONDS)
+        yours = _run(attempt, arguments, until)
+        if i == 0 and yours.value is ...:
             return Result(exercise, "not attempted", "", exercise.solution)
         wrong = _compare(exercise, yours, right)
         if wrong:
-            named = None if isinstance(yours.error, _TooLong) else _recognise(exercise, attempt, cases[i:])
+            named = _recognise(exercise, attempt, yours, cases[i:], min(until, time.monotonic() + NAMING))
             says = "\n".join(filter(None, (named, _show_arguments(exercise.solution, arguments), wrong)))
             return Result(exercise, "wrong", says, exercise.solution, _draw(exercise, yours, right))
     return Result(exercise, "right", f"the same as ours on {len(cases)} inputs", attempt)
@@ -121,27 +133,28 @@ def _examine_value(exercise: Exercise, attempt: Any) -> Result:
 
 
 class _Run(NamedTuple):
-    """What came of a call: a value or an error, the gradients of its arguments, and which arguments it changed."""
+    """What came of a call: a value or an error, the gradients of its arguments, and the arguments that it changed, as they were before."""
 
     value: Any
     error: BaseException | None
     gradients: dict[str, Tensor]
-    changed: list[str]
+    changed: dict[str, Any]
 
 
 @torch.enable_grad()  # also in a notebook that has switched gradients off
-def _run(function: Callable, arguments: tuple) -> _Run:
+def _run(function: Callable, arguments: tuple, until: float) -> _Run:
+    """Call a function, and go back through what it gives; both are stopped at the time `until`."""
     before, used = copy.deepcopy(arguments), copy.deepcopy(arguments)
     names = _names(function, arguments)
+    asked = {name: x for name, x in zip(names, used) if isinstance(x, Tensor) and x.requires_grad}
     try:
-        with _at_most(SECONDS), torch.random.fork_rng(devices=[]):
+        with _stopped_at(until), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)  # for functions that draw random numbers themselves: they draw the same ones
             value = function(*used)
+            gradients = _gradients(value, asked)
     except (Exception, _TooLong) as error:  # an attempt may raise anything, and what it raised is told
-        return _Run(None, error, {}, [])
-    changed = [name for name, old, new in zip(names, before, used) if not _same(new, old, 0.0)]
-    asked = {name: x for name, x in zip(names, used) if isinstance(x, Tensor) and x.requires_grad}
-    return _Run(value, None, _gradients(value, asked), changed)
+        return _Run(None, error, {}, {})
+    return _Run(value, None, gradients, {name: old for name, old, new in zip(names, before, used) if not _same(new, old, 0.0)})
 
 
 class _TooLong(BaseException):
@@ -149,8 +162,8 @@ class _TooLong(BaseException):
 
 
 @contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """Stop what goes on for longer, where the system can: not on Windows, and only in the main thread, as in a notebook."""
+def _stopped_at(until: float) -> Iterator[None]:
+    """Stop what still goes on at a time of `time.monotonic`, where the system can: not on Windows, and only in the main thread, as in a notebook."""
     if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -159,7 +172,7 @@ def _at_most(seconds: float) -> Iterator[None]:
         raise _TooLong
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, max(1e-3, until - time.monotonic()))
     try:
         yield
     finally:
@@ -204,15 +217,16 @@ def _compare(exercise: Exercise, yours: _Run, right: _Run) -> str | None:
     if isinstance(yours.error, _TooLong):
         return f"your function had not come to an end after {SECONDS} s: does every loop in it stop?"
     if yours.error is not None:
-        return f"your function raised {type(yours.error).__name__}: {yours.error}"
+        raised = f"your function raised {type(yours.error).__name__}: {yours.error}"
+        return next((means for part, means in MEANINGS.items() if part in str(yours.error)), raised)
     if yours.value is None or yours.value is ...:
         return f"your function returned {yours.value}, but {_show(right.value)} was expected: is a return missing on one of its ways?"
     differs = _difference(yours.value, right.value, exercise.tolerance)
     if differs:
         return differs
-    for name in yours.changed:
+    for name, was in yours.changed.items():
         if name not in right.changed:
-            return f"the result is right, but {name} was changed in place: whoever passed it in still needs it. Begin with a .clone()"
+            return f"the result is right, but {name} was changed in place: whoever passed it in still needs it. {_instead(name, was)}"
     for (name, gradient), expected in zip(yours.gradients.items(), right.gradients.values()):
         if expected.any() and not gradient.any():
             return f"the values are right, but no gradient reaches {name}: is there a .detach(), .item(), torch.no_grad() or a new torch.tensor?"
@@ -220,6 +234,15 @@ def _compare(exercise: Exercise, yours: _Run, right: _Run) -> str | None:
         if differs:
             return f"the values are right, but the gradient at {name} is not: {differs}"
     return None
+
+
+def _instead(name: str, was: Any) -> str:
+    """What to do instead of changing an argument in place."""
+    if isinstance(was, Tensor):
+        return f"Begin with {name} = {name}.clone()"
+    if isinstance(was, torch.nn.Module):
+        return "Set back whatever you changed in it: weights, switches, hooks"
+    return f"Begin with {name} = copy.deepcopy({name})"
 
 
 def _difference(yours: Any, right: Any, tolerance: float) -> str | None:
@@ -246,7 +269,12 @@ def _difference(yours: Any, right: Any, tolerance: float) -> str | None:
         return next(
             (f"at place {i}: {d}" for i, (a, b) in enumerate(zip(yours, right)) if (d := _difference(a, b, tolerance))), None
         )
-    return None if _same(yours, right, tolerance) else f"yours:  {_show(yours)}\ntarget: {_show(right)}"
+    if _same(yours, right, tolerance):
+        return None
+    both = f"yours:  {_show(yours)}\ntarget: {_show(right)}"
+    if isinstance(yours, float) and isinstance(right, float) and abs(yours - right) < 1e-3 * abs(right):
+        return f"{both}\nnearly, by less than a thousandth: does a search stop too early, or is something rounded?"
+    return both
 
 
 def _same(one: Any, two: Any, tolerance: float) -> bool:
@@ -265,7 +293,11 @@ def _same(one: Any, two: Any, tolerance: float) -> bool:
         )  # no tensor runs backwards, a copy does not
     if isinstance(one, torch.nn.Module) and isinstance(two, torch.nn.Module):
         mine, other = one.state_dict(), two.state_dict()
-        return mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
+        return (
+            mine.keys() == other.keys()
+            and all(torch.equal(mine[name], other[name]) for name in mine)
+            and _switches(one) == _switches(two)
+        )
     if isinstance(one, Mapping) and isinstance(two, Mapping):
         return one.keys() == two.keys() and all(_same(one[key], two[key], tolerance) for key in one)
     if isinstance(one, list | tuple) and isinstance(two, list | tuple):
@@ -281,6 +313,17 @@ def _same(one: Any, two: Any, tolerance: float) -> bool:
     return type(one) is type(two)  # a generator, a tokenizer: nothing that could be compared
 
 
+def _switches(module: torch.nn.Module) -> list[dict[str, Any]]:
+    """What beside its parameters decides what a module does, part by part: names set, flags and numbers, how many hooks."""
+    return [
+        {
+            name: value if isinstance(value, bool | int | float | str) else len(value) if name.endswith("_hooks") else None
+            for name, value in vars(part).items()
+        }
+        for part in module.modules()
+    ]
+
+
 def _is_truth(value: Any) -> bool:
     return isinstance(value, bool | np.bool_) or (isinstance(value, Tensor) and value.dim() == 0 and value.dtype == torch.bool)
 
@@ -289,25 +332,25 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) or (isinstance(value, Tensor) and value.dim() == 0)
 
 
-def _recognise(exercise: Exercise, attempt: Callable, cases: Iterable[tuple]) -> str | None:
-    """The mistake that gives what the attempt gives, on the case that failed and on the others."""
-    theirs = [_run(attempt, arguments) for arguments in cases]
-    right = [_run(exercise.solution, arguments) for arguments in cases]
-    for mistake in exercise.mistakes:
-        runs = []
-        for arguments, run in zip(cases, theirs):
-            runs.append(_run(mistake.attempt, arguments))
-            if not _alike(run, runs[-1], exercise.tolerance):
-                break
-        else:
-            if any(not _alike(a, b, exercise.tolerance) for a, b in zip(runs, right)):
-                return mistake.says
-    return None
+def _recognise(exercise: Exercise, attempt: Callable, yours: _Run, cases: list[tuple], until: float) -> str | None:
+    """The mistake that gives what the attempt gives: `yours` on the case that failed, the same on as many others as there is time for."""
+    named: Sequence[Mistake] = ()
+    for i, arguments in enumerate(cases):
+        run = _run(attempt, arguments, until) if i else yours
+        alike = [
+            mistake
+            for mistake in (named if i else exercise.mistakes)
+            if _alike(run, _run(mistake.attempt, arguments, until), exercise.tolerance)
+        ]
+        if time.monotonic() > until:
+            break
+        named = alike
+    return named[0].says if named else None
 
 
 def _alike(one: _Run, two: _Run, tolerance: float) -> bool:
     if one.error is not None or two.error is not None:
-        return type(one.error) is type(two.error)
+        return type(one.error) is type(two.error) and str(one.error) == str(two.error)
     return (
         _same(one.value, two.value, tolerance)
         and len(one.changed) == len(two.changed)

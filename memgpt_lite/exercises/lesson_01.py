@@ -45,7 +45,6 @@ def _a_seed(generator: Generator) -> int:
 DECODE = Exercise(
     number="1.1",
     title="Decode by hand",
-    purpose="to see what a token is",
     difficulty=1,
     minutes=5,
     solution=decode,
@@ -123,7 +122,6 @@ def _rows(batch):
 UNPAD = Exercise(
     number="1.2",
     title="Take the padding away",
-    purpose="to read masks with confidence",
     difficulty=2,
     minutes=10,
     solution=unpad,
@@ -210,7 +208,6 @@ def shifted_in_place(labels: Tensor, mask: Tensor, segment_length: int) -> Tenso
 SHIFT = Exercise(
     number="1.3",
     title="Shift the labels",
-    purpose="to know for every position what it is asked",
     difficulty=2,
     minutes=10,
     solution=shift,
@@ -313,7 +310,6 @@ def rows_first(token, n, batch_size, window):
 WHERE = Exercise(
     number="1.4",
     title="Where is it predicted?",
-    purpose="to be sure which memory a prediction can use",
     difficulty=2,
     minutes=10,
     solution=where_predicted,
@@ -369,7 +365,6 @@ WHERE = Exercise(
 TOKENS = Exercise(
     number="1.5",
     title="How many tokens? (a prediction)",
-    purpose="to put together what bytes and merges do",
     difficulty=1,
     minutes=3,
     points=1,

@@ -34,7 +34,6 @@ def pairs(memory: Tensor) -> Tensor:
 SPREAD = Exercise(
     number="2.1",
     title="An alarm for collapsed slots",
-    purpose="to notice in a model of your own when slots become copies of each other",
     difficulty=1,
     minutes=5,
     solution=spread,
@@ -134,7 +133,6 @@ def removed_in_place(normal: Tensor) -> Tensor:
 ORTHOGONAL = Exercise(
     number="2.2",
     title="Right angles for a whole batch",
-    purpose="to make of any draws slots that share nothing",
     difficulty=2,
     minutes=15,
     solution=orthogonal,
@@ -258,7 +256,6 @@ def compares_the_means(rule, memory, context_vectors):
 ALIKE = Exercise(
     number="2.3",
     title="Does a rule treat its slots alike?",
-    purpose="to test a symmetry instead of believing in it",
     difficulty=2,
     minutes=10,
     solution=treats_alike,
@@ -316,7 +313,6 @@ ALIKE = Exercise(
 TWO_KINDS = Exercise(
     number="2.4",
     title="Two kinds of slots (a prediction)",
-    purpose="to carry the argument of section 5 further than the case of zeros",
     difficulty=1,
     minutes=3,
     points=1,

@@ -87,7 +87,6 @@ def heads_taken_for_each_other(q, k, v, num_heads):
 ATTENTION = Exercise(
     number="3.1",
     title="Causal attention, all heads at once",
-    purpose="to have written the heart of every GPT once, as it is computed",
     difficulty=2,
     minutes=20,
     points=3,
@@ -177,7 +176,6 @@ def outputs_of_all_kinds(generator: Generator) -> Iterator[tuple[Tensor, ...]]:
 CONTEXT = Exercise(
     number="3.2",
     title="What a position expects",
-    purpose="to see how a whole distribution becomes one vector",
     difficulty=1,
     minutes=10,
     solution=context,
@@ -255,7 +253,6 @@ def mean_of_texts(logits, labels):
 SHARE_RIGHT = Exercise(
     number="3.3",
     title="What share is right?",
-    purpose="to measure what a memory is worth",
     difficulty=2,
     minutes=10,
     solution=answer_accuracy,
@@ -353,7 +350,6 @@ def left_at_zero(model, block_number, ids):
 BLINDFOLD = Exercise(
     number="3.4",
     title="Blindfold one block",
-    purpose="to find out by an intervention which part of a model does a job",
     difficulty=2,
     minutes=10,
     solution=without_read,
@@ -361,7 +357,7 @@ BLINDFOLD = Exercise(
     mistakes=(
         Mistake(
             left_at_zero,
-            "the right logits, but the model is left blind: put the weights back. (If you did: a view of a parameter becomes 0 with it, a .clone() does not.)",
+            "the right logits, but the model is left blind: put back what you changed, weights or a switch. (If you did: a view of a parameter becomes 0 with it, a .clone() does not.)",
         ),
         Mistake(
             lambda model, block_number, ids: blindfold(
@@ -391,7 +387,7 @@ BLINDFOLD = Exercise(
         ),
         Mistake(
             lambda model, block_number, ids: model(ids).logits,
-            "these are the logits of the whole model: nothing was 0 while it ran.",
+            "these are the logits of the whole model: nothing was 0 while it ran. (A hook on c_proj is never called: the block computes with its weights directly.)",
         ),
     ),
     hints=(
@@ -408,7 +404,6 @@ BLINDFOLD = Exercise(
 REACH = Exercise(
     number="3.5",
     title="How far does one token reach? (a prediction)",
-    purpose="to put the causal mask and the memory together",
     difficulty=1,
     minutes=3,
     points=1,

@@ -54,7 +54,6 @@ def in_place(scores: Tensor) -> Tensor:
 SPARSEMAX = Exercise(
     number="4.1",
     title="Sparsemax, all rows at once",
-    purpose="to have the one function in your fingers on which it hangs that a slot keeps exactly",
     difficulty=2,
     minutes=15,
     solution=sparsemax,
@@ -175,7 +174,6 @@ def gradient_cut(memory, keep, q, k, v, mask):
 UPDATE = Exercise(
     number="4.2",
     title="A whole update",
-    purpose="to have written the update once, from the scores to the new slots, so that it is no black box",
     difficulty=2,
     minutes=20,
     points=3,
@@ -222,7 +220,6 @@ def shares_of_all_kinds(generator: Generator) -> Iterator[tuple[Tensor, Tensor]]
 PROVENANCE = Exercise(
     number="4.3",
     title="Provenance, one segment on",
-    purpose="to see that nothing but the shares is needed to know what a slot is made of",
     difficulty=1,
     minutes=10,
     solution=carry,
@@ -263,7 +260,6 @@ PROVENANCE = Exercise(
 FADING = Exercise(
     number="4.4",
     title="How long does a fact last? (a prediction)",
-    purpose="to feel what it means to keep nearly everything",
     difficulty=1,
     minutes=3,
     points=1,

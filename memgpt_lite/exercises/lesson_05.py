@@ -39,7 +39,6 @@ def gradient_in_place(p: Tensor, g: Tensor) -> Tensor:
 SOFTMAX_BACKWARD = Exercise(
     number="5.1",
     title="Backward through softmax",
-    purpose="to see why softmax always lets a little gradient through",
     difficulty=1,
     minutes=5,
     solution=softmax_backward,
@@ -118,7 +117,6 @@ def squashed_no_gate(m, c, z, g):
 GATE_BACKWARD = Exercise(
     number="5.2",
     title="Backward through a gate",
-    purpose="to see that a gate hands a gradient to three inputs, not only to what is kept",
     difficulty=2,
     minutes=10,
     solution=gate_backward,
@@ -175,7 +173,6 @@ def cuts_of_all_kinds(generator: Generator) -> Iterator[tuple[int, int]]:
 REACHED = Exercise(
     number="5.3",
     title="What does a cut leave?",
-    purpose="to choose `bptt_segments` for a task",
     difficulty=1,
     minutes=5,
     solution=reached,
@@ -240,6 +237,30 @@ def replay_with_dropout(model: MemGPT, ids: Tensor, labels: Tensor) -> dict[str,
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+class WholeGraph(RuntimeError):
+    """Raised by a model that is to be read segment by segment, each with a graph of its own."""
+
+
+class SegmentBySegment(MemGPT):
+    """A MemGPT that refuses a graph over several segments, which is what replay does without."""
+
+    def forward(self, input_ids: Tensor, memory: Tensor | None = None, *others, **by_name):
+        if torch.is_grad_enabled() and (input_ids.size(1) > self.config.segment_length or self._has_written(memory)):
+            raise WholeGraph("with gradients on, one segment at a time, from a memory without the graph of another")
+        return super().forward(input_ids, memory, *others, **by_name)
+
+    def _has_written(self, memory: Tensor | None) -> bool:
+        """Whether a memory brings the graph of an earlier segment along, in which the update rule's parameters take part."""
+        rule, seen = set(self.update_rule.parameters()), set()
+        left = [memory.grad_fn] if memory is not None else []
+        while left:
+            node = left.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                left += [before for before, _ in node.next_functions]
+        return any(getattr(node, "variable", None) in rule for node in seen)
+
+
 def texts_and_models(generator: Generator) -> Iterator[tuple[MemGPT, Tensor, Tensor]]:
     config = MemGPTConfig(
         vocab_size=7, segment_length=3, n_embd=8, n_layer=1, n_head=1, num_memory_slots=3, memory_init="learned", resid_pdrop=0.3
@@ -247,7 +268,7 @@ def texts_and_models(generator: Generator) -> Iterator[tuple[MemGPT, Tensor, Ten
     for B, S in ((1, 2), (1, 3), (2, 3)):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(torch.randint(1000, (), generator=generator)))  # for the weights
-            model = MemGPT(config).double().train()
+            model = SegmentBySegment(config).double().train()
         ids = torch.randint(7, (B, S * 3), generator=generator)
         labels = ids.clone()
         labels[:, :2] = -100  # the segments differ in how many labels they have
@@ -284,15 +305,24 @@ def replay_wrongly(own_state=True, late=False, hand_on=True, to_initial=True, wh
     return wrong
 
 
+def without_replay(model, ids, labels):
+    model(ids, labels=labels).loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
 REPLAY = Exercise(
     number="5.4",
     title="The same reading again",
-    purpose="to see on what memory replay depends",
     difficulty=3,
     minutes=20,
     solution=replay_with_dropout,
     cases=texts_and_models,
     mistakes=(
+        Mistake(
+            without_replay,
+            "this is back-propagation through the graph of several segments, which replay does without: read each segment first under torch.no_grad(), "
+            "and a second time from m.detach(), when its gradient is due.",
+        ),
         Mistake(
             replay_wrongly(own_state=False),
             "the second reading draws new random numbers: take torch.get_rng_state() before each first reading, and set it again.",
@@ -339,7 +369,6 @@ REPLAY = Exercise(
 TAUGHT = Exercise(
     number="5.5",
     title="Who teaches segment 10? (a prediction)",
-    purpose="to see what a cut takes away where every segment is asked",
     difficulty=2,
     minutes=5,
     solution=1,

@@ -78,7 +78,6 @@ def divided_by_zero(gradients, max_norm):
 CLIP = Exercise(
     number="6.1",
     title="Clip a gradient",
-    purpose="the one line of the training step that we took on trust",
     difficulty=1,
     minutes=8,
     solution=clip,
@@ -138,7 +137,6 @@ def lucky(p, num_places):
 GUESSING = Exercise(
     number="6.2",
     title="What guessing is worth",
-    purpose="recognising a plateau when you see one, in a task of your own",
     difficulty=2,
     minutes=10,
     solution=not_yet_named,
@@ -241,7 +239,6 @@ def a_single_step_is_enough(accuracy, num_stages, promote_at, window):
 PROMOTION = Exercise(
     number="6.3",
     title="When is a stage passed?",
-    purpose="to write the one decision that a curriculum takes, and to see what its window is good for",
     difficulty=2,
     minutes=15,
     solution=stage_of_each_step,
@@ -292,7 +289,6 @@ PROMOTION = Exercise(
 LOSS = Exercise(
     number="6.4",
     title="A loss in nats (a prediction)",
-    purpose="to know what a loss means without looking at the accuracy",
     difficulty=2,
     minutes=5,
     solution=math.log(4),

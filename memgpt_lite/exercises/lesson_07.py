@@ -60,7 +60,6 @@ def into_the_first_places(memory, start, slots):
 KEEP_ONLY = Exercise(
     number="7.1",
     title="Sufficient together",
-    purpose="to write an ablation yourself",
     difficulty=1,
     minutes=10,
     solution=keep_only,
@@ -178,7 +177,6 @@ def neighbours_only(num_slots, changes, most):
 SMALLEST = Exercise(
     number="7.2",
     title="The smallest set",
-    purpose="to see what a greedy search can miss",
     difficulty=2,
     minutes=15,
     solution=smallest_set,
@@ -220,7 +218,6 @@ SMALLEST = Exercise(
 NECESSARY = Exercise(
     number="7.3",
     title="From spare to necessary (a prediction)",
-    purpose="to see that *necessary* is not a property of a slot",
     difficulty=1,
     minutes=3,
     solution=3,

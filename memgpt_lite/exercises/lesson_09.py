@@ -73,7 +73,6 @@ def _without_start(source, target, start, end, length, pad):
 TWO_SEGMENTS = Exercise(
     number="9.1",
     title="A pair as one document",
-    purpose="to have decided for every position what is asked there",
     difficulty=1,
     minutes=10,
     solution=two_segments,
@@ -141,7 +140,6 @@ def _renormalised(read, shares):
 ALIGNMENT = Exercise(
     number="9.2",
     title="From target to source, through the slots",
-    purpose="to see an alignment as what it is here: two shares, one after the other",
     difficulty=2,
     minutes=10,
     solution=alignment,
@@ -198,7 +196,7 @@ def character_f(written: str, wanted: str, n: int, beta: float = 2.0) -> float:
     return (1 + beta**2) * precision * recall / (beta**2 * precision + recall)
 
 
-def texts_of_all_kinds(generator: Generator) -> Iterator[tuple[str, str, int]]:
+def texts_of_all_kinds(generator: Generator) -> Iterator[tuple[str, str, int] | tuple[str, str, int, float]]:
     yield "a", "a", 1
     yield "", "a", 1
     yield "ab", "cd", 1
@@ -211,6 +209,8 @@ def texts_of_all_kinds(generator: Generator) -> Iterator[tuple[str, str, int]]:
         letters = torch.randint(3, (2, 12), generator=generator).tolist()
         written, wanted = ("".join("ab c"[i] for i in row) for row in letters)
         yield written + "ab", wanted + "abba", int(torch.randint(1, 4, (1,), generator=generator))
+    yield "ab", "abc", 1, 1.0
+    yield "abcd", "ab", 2, 0.5
 
 
 def _grams(text: str, n: int) -> list[str]:
@@ -253,7 +253,6 @@ def _one_gram_short(written, wanted, n, beta=2.0):
 CHARACTER_F = Exercise(
     number="9.3",
     title="A score that forgives a wrong ending",
-    purpose="to know what chrF counts before you believe it",
     difficulty=2,
     minutes=20,
     solution=character_f,
@@ -272,6 +271,7 @@ CHARACTER_F = Exercise(
             lambda a, b, n, beta=2.0: character_f(a, b, n, 1 / beta),
             "β stands on the wrong side: with β = 2 recall counts more, so the denominator is β²·precision + recall.",
         ),
+        Mistake(lambda a, b, n, beta=2.0: character_f(a, b, n), "β is taken to be 2 always: use `beta`, whatever it is."),
         Mistake(_precision, "this is precision alone: a translation of one right character would be perfect."),
         Mistake(_with_spaces, "spaces are counted as characters: chrF takes them out first."),
         Mistake(_one_gram_short, "the last n-gram is missing: a text of k characters has k − n + 1 of them."),
@@ -293,7 +293,6 @@ CHARACTER_F = Exercise(
 SAME_FOR_ALL = Exercise(
     number="9.4",
     title="What a cleared memory writes (a prediction)",
-    purpose="to be sure by which way a source reaches its translation",
     difficulty=1,
     minutes=3,
     solution=1,
@@ -303,6 +302,7 @@ SAME_FOR_ALL = Exercise(
             "something is written: the model was trained to write a date after the start token, and knows what dates look like.",
         ),
         Mistake(2, "the two forms are part of what is read: cleared, the model cannot know in which form the source was."),
+        Mistake(500, "so many dates there are, but a cleared memory knows nothing of the date, whichever it was."),
         Mistake(1000, "all 1,000 sources are different, but nothing of them is left when the memory is cleared."),
         Mistake(31, "not the day of the month either: nothing of the source is left when the memory is cleared."),
         Mistake(7, "not the day of the week either: nothing of the source is left when the memory is cleared."),

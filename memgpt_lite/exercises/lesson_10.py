@@ -52,7 +52,6 @@ def probability_instead(scores, temperature):
 INFO_NCE = Exercise(
     number="10.1",
     title="Find your partner",
-    purpose="to have written the loss that makes a memory an embedding",
     difficulty=2,
     minutes=15,
     solution=info_nce,
@@ -135,7 +134,6 @@ def one_argsort(scores, partner):
 RECIPROCAL_RANK = Exercise(
     number="10.2",
     title="Mean reciprocal rank",
-    purpose="to know what the metric rewards, and what it does with a tie",
     difficulty=1,
     minutes=10,
     solution=mean_reciprocal_rank,
@@ -230,7 +228,6 @@ def slot_by_slot(P, values, Q, others):
 BY_PAIRS = Exercise(
     number="10.3",
     title="Which pairs of words make a score",
-    purpose="to explain a score exactly, with nothing but provenance",
     difficulty=3,
     minutes=20,
     solution=by_pairs,
@@ -275,7 +272,6 @@ BY_PAIRS = Exercise(
 GUESSER = Exercise(
     number="10.4",
     title="What a guesser gets (a prediction)",
-    purpose="to know where the scale of a metric begins",
     difficulty=1,
     minutes=3,
     solution=5,

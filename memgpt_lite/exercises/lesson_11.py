@@ -74,7 +74,6 @@ def _greedy(written, wanted):
 ROUGE_L = Exercise(
     number="11.1",
     title="The longest common subsequence",
-    purpose="to know what ROUGE-L counts, and what it does not",
     difficulty=3,
     minutes=25,
     solution=rouge_l,
@@ -191,7 +190,6 @@ def _neighbours_only(groups, least):
 HOLD_OUT = Exercise(
     number="11.2",
     title="What belongs together stays together",
-    purpose="to be sure that a test asks for more than what was seen",
     difficulty=2,
     minutes=15,
     solution=hold_out,
@@ -254,7 +252,6 @@ def _lengths(summaries: list[str]) -> list[int]:
 LEAD = Exercise(
     number="11.3",
     title="The first words",
-    purpose="to have a baseline that costs nothing before anything is trained",
     difficulty=1,
     minutes=10,
     solution=lead,
@@ -267,6 +264,10 @@ LEAD = Exercise(
         Mistake(
             lambda body, summaries: _first(body, -int(-statistics.median(_lengths(summaries)) // 1)),
             "between two lengths the median is rounded down.",
+        ),
+        Mistake(
+            lambda body, summaries: _first(body, statistics.median_low(_lengths(summaries))),
+            "of an even number of lengths this is the lower one in the middle, as torch.median gives it: the median is the mean of both.",
         ),
         Mistake(
             lambda body, summaries: body[: int(statistics.median(map(len, summaries)))],
@@ -302,14 +303,14 @@ LEAD = Exercise(
 TWO_OF_THE_KIND = Exercise(
     number="11.4",
     title="Right in all but what it is about (a prediction)",
-    purpose="to know how many points form alone is worth",
     difficulty=1,
     minutes=3,
     solution=100 * 4 / 6,
     mistakes=(
         Mistake(0, "what it is about is wrong, but ROUGE-L knows nothing of that: it counts words."),
         Mistake(4, "that is how many words they have in common, in order. Of how many?"),
-        Mistake(50, "*the* occurs twice in both, and counts twice."),
+        Mistake(60, "these are sets, 3 of 5 different words: *the* occurs twice in both, and counts twice."),
+        Mistake(50, "3 of 6 words: one more agrees, in the same order. *Return*, *the* (both times) and *of*."),
         Mistake(100 * 2 / 6, "all four words that agree count, also the little ones: nothing is left out."),
         Mistake(
             40,

@@ -1,4 +1,4 @@
-"""The exercises of notebook 12, question answering: sentences that stay whole, a row of the heat map, what holds at the end."""
+"""The exercises of notebook 12, question answering: sentences that stay whole, a column of the heat map, what holds at the end."""
 
 import random
 from collections.abc import Iterator
@@ -91,7 +91,6 @@ def shorter_only(pieces, segment_length, pad, short):
 LAY_OUT = Exercise(
     number="12.1",
     title="Sentences that stay whole",
-    purpose="to cut a text where it does no harm",
     difficulty=2,
     minutes=12,
     solution=lay_out,
@@ -161,7 +160,6 @@ def _rounded(right: Tensor, depth: Tensor, bands: int) -> Tensor:
 BY_DEPTH = Exercise(
     number="12.2",
     title="A column of the heat map",
-    purpose="to draw the field's picture yourself",
     difficulty=1,
     minutes=8,
     solution=match_by_depth,
@@ -236,7 +234,6 @@ def _by_value(statements):
 LATEST = Exercise(
     number="12.3",
     title="What holds at the end",
-    purpose="to know the right answer, and how deep it stands",
     difficulty=1,
     minutes=6,
     solution=holds_at_the_end,
@@ -263,7 +260,6 @@ LATEST = Exercise(
 IN_THE_WINDOW = Exercise(
     number="12.4",
     title="What a window can see (a prediction)",
-    purpose="to know the best that a model without a memory could do",
     difficulty=1,
     minutes=3,
     solution=12.3,

@@ -46,6 +46,14 @@ def _three_more(errors: int, questions: int, confidence: float) -> float:
     return min(1.0, (errors + 3) / questions)
 
 
+def _three_at_most(errors: int, questions: int, confidence: float) -> float:
+    return 3 / questions
+
+
+def _three_more_at_most(errors: int, questions: int, confidence: float) -> float:
+    return (errors + 3) / questions
+
+
 def _two_sided(errors: int, questions: int, confidence: float) -> float:
     return error_at_most(errors, questions, (1 + confidence) / 2)
 
@@ -68,6 +76,10 @@ def _exactly_so_many(errors: int, questions: int, confidence: float) -> float:
     return _bisect(questions, likely, confidence)
 
 
+def _halved_ten_times(errors: int, questions: int, confidence: float) -> float:
+    return math.ceil(error_at_most(errors, questions, confidence) * 2**10) / 2**10
+
+
 def _always_95(errors: int, questions: int, confidence: float) -> float:
     return error_at_most(errors, questions)
 
@@ -75,13 +87,20 @@ def _always_95(errors: int, questions: int, confidence: float) -> float:
 AT_MOST = Exercise(
     number="13.1",
     title="How wrong could it be?",
-    purpose="to say what so many right answers prove, and what not",
     difficulty=2,
     minutes=12,
     solution=error_at_most,
     cases=counts_of_all_kinds,
     mistakes=(
         Mistake(_three_more, "3/n is for no errors, many questions and 95%: in general the binomial distribution is asked."),
+        Mistake(
+            _three_at_most,
+            "3/n knows nothing of the errors that came, nor of `confidence`, and of few questions it says more than 1: ask the binomial distribution.",
+        ),
+        Mistake(
+            _three_more_at_most,
+            "a rate above 1 is none: (k + 3)/n is a guess from the rule for no errors, many questions and 95%.",
+        ),
         Mistake(
             _two_sided, "half of 1 − confidence was set aside for the other side: here only how *high* the rate may be is asked."
         ),
@@ -91,6 +110,10 @@ AT_MOST = Exercise(
         Mistake(
             lambda errors, questions, confidence: 1 - error_at_most(errors, questions, confidence),
             "this is the least share of right answers: 1 minus it is asked.",
+        ),
+        Mistake(
+            _halved_ten_times,
+            "the search stops too early: ten halvings give three decimals, since 2¹⁰ is about 1,000, and twenty give six.",
         ),
         Mistake(_always_95, "`confidence` is not used: 0.99 asks for a higher bound than 0.95."),
     ),
@@ -193,7 +216,6 @@ def _only_whole_changes(read, segments, memory, ahead):
 READ_AHEAD = Exercise(
     number="13.2",
     title="Reading ahead",
-    purpose="to make use of what exactly zero change is worth",
     difficulty=3,
     minutes=20,
     solution=read_ahead,
@@ -310,7 +332,6 @@ def _one_a_segment(write_attention):
 WHICH_WROTE = Exercise(
     number="13.3",
     title="Who took what, and where?",
-    purpose="to find every write of a long text, the false ones too",
     difficulty=1,
     minutes=8,
     solution=which_wrote,
@@ -338,7 +359,6 @@ WHICH_WROTE = Exercise(
 NO_FALSE_WRITE = Exercise(
     number="13.4",
     title="One in a million (a prediction)",
-    purpose="to feel what length does to a rare event",
     difficulty=1,
     minutes=3,
     solution=93.7,

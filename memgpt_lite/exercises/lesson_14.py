@@ -29,7 +29,6 @@ def memories_of_all_sizes(generator: Generator) -> Iterator[tuple[int, int, int]
 COST = Exercise(
     number="14.1",
     title="What a memory costs",
-    purpose="to know what is paid for a slot before it is trained",
     difficulty=1,
     minutes=8,
     solution=cost,
@@ -104,7 +103,6 @@ def _searched(facts, target, draws, guess, *, held=lambda facts, slots, draws: 1
 FEWEST_SLOTS = Exercise(
     number="14.2",
     title="The fewest slots for a target",
-    purpose="to turn a curve into a decision",
     difficulty=2,
     minutes=15,
     solution=fewest_slots,
@@ -138,6 +136,12 @@ FEWEST_SLOTS = Exercise(
             ),
             "one fact alone breaks it: log(1 − 1/1) is the logarithm of 0. The first slot holds that fact.",
         ),
+        Mistake(
+            lambda facts, target, draws, guess: math.ceil(
+                math.log(1 - (target - guess) / (1 - guess)) / (draws * math.log(1 - 1 / facts))
+            ),
+            "two cases break the formula: a single fact (the logarithm of 0; the first slot holds it), and a target that guessing reaches (one slot, not fewer).",
+        ),
     ),
     hints=(
         "First take the guessing away: which share of the facts must be held, so that held + (1 − held) · guess reaches the target?",
@@ -169,7 +173,6 @@ def shares_of_all_kinds(generator: Generator) -> Iterator[tuple[Tensor]]:
 PARTICIPATION = Exercise(
     number="14.3",
     title="How many slots hold a fact",
-    purpose="to count holders without choosing a threshold",
     difficulty=2,
     minutes=10,
     solution=participation,
@@ -215,7 +218,6 @@ PARTICIPATION = Exercise(
 WIDTH_OR_NUMBER = Exercise(
     number="14.4",
     title="As many bytes, otherwise divided (a prediction)",
-    purpose="to see which of the two dimensions of a memory costs more",
     difficulty=2,
     minutes=5,
     solution=3.0,
@@ -224,7 +226,8 @@ WIDTH_OR_NUMBER = Exercise(
         Mistake(2.0, "D² is four times as much, and M half as much, but not everything grows with D², and the tokens are as many as before."),
         Mistake(4.0, "nearly: D² is four times as much. But there are fewer slots, and L M D stays as it is."),
         Mistake(0.5, "half the slots do not halve it: most of the work is for the tokens, and grows with D²."),
-        Mistake(8.0, "M is halved, not doubled: (8 + 32) · 128² + 2 · 16 · 8 · 128."),
+        Mistake(5.14, "M is halved, not doubled: (8 + 32) · 128² + 2 · 16 · 8 · 128."),
+        Mistake(8.0, "that would be D³. The width enters squared at most, and some of it once: 2 L M D."),
     ),
     hints=(
         "Write (M + 2L) D² + 2LMD down for both, with L = 16.",

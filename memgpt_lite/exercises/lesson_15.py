@@ -42,7 +42,6 @@ def _written_in_place(memory: Tensor, address: Tensor, erase: Tensor, add: Tenso
 ERASE_ADD = Exercise(
     number="15.1",
     title="Erase and add, one token",
-    purpose="to have written a rule that goes token by token",
     difficulty=1,
     minutes=8,
     solution=erase_add_token,
@@ -109,7 +108,6 @@ def _corrected_in_place(memory: Tensor, key: Tensor, value: Tensor, step: Tensor
 DELTA = Exercise(
     number="15.2",
     title="The delta rule, one token",
-    purpose="to see a memory that is corrected instead of filled",
     difficulty=2,
     minutes=12,
     solution=delta_token,
@@ -192,7 +190,6 @@ def decays_of_all_kinds(generator: Generator) -> Iterator[tuple[Tensor]]:
 HALF_LIFE = Exercise(
     number="15.3",
     title="The half-life of a memory",
-    purpose="to make one number of a curve, and to know what it assumes",
     difficulty=2,
     minutes=12,
     solution=half_life,
@@ -201,6 +198,10 @@ HALF_LIFE = Exercise(
         Mistake(
             lambda differences: math.log(0.5) / _slope(differences.double().log()),
             "where nothing is lost, or it grows, there is no half-life: return `math.inf`, and no negative number.",
+        ),
+        Mistake(
+            lambda differences: -math.log(2) / slope if (slope := _slope(differences.double().log())) else -math.inf,
+            "where nothing is lost the slope is 0, and NumPy and PyTorch divide by it: −ln 2/0 is −∞. Nothing lost means `math.inf`, and so does growth.",
         ),
         Mistake(
             lambda differences: _until(1 / math.e, _slope(differences.double().log())),
@@ -238,7 +239,6 @@ HALF_LIFE = Exercise(
 QUEUE = Exercise(
     number="15.4",
     title="A longer queue (a prediction)",
-    purpose="to know what a queue can hold without any training",
     difficulty=1,
     minutes=3,
     solution=3,
