@@ -139,13 +139,16 @@ class Reading:
         return replace(self, memory=memory, shares=shares)
 
     def scale(self, slots: Iterable[int], factor: float) -> "Reading":
-        """Multiply the slots by a number. Raises `ValueError` for one that is not finite."""
+        """Multiply the slots by a number. Raises `ValueError` for one that is not finite, or too large to go on computing with."""
         slots = self._check(slots)
         if not math.isfinite(factor):
             raise ValueError(f"slots can be scaled by a finite number, not by {factor}")
         memory, shares = self.memory.clone(), self.shares.clone()
         memory[:, slots] *= factor
         shares[slots] *= factor
+        squares = memory[:, slots].float().square().sum(-1)  # (1, slots): a layer norm takes these
+        if not (squares.isfinite().all() and shares.isfinite().all()):
+            raise ValueError(f"scaled by {factor}, a slot is too large to compute with: choose a smaller number")
         return replace(self, memory=memory, shares=shares)
 
     def freeze(self, slots: Iterable[int]) -> "Reading":

@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 import torch
 import traitlets
+from axe_playwright_python.sync_playwright import Axe
 
 import memgpt_lite as ml
-from memgpt_lite.viz import explorer
+from memgpt_lite.viz import explorer, figures
 
 HOSTILE = [
     "</script><script>alert(1)</script>", "<img src=x onerror=alert(2)>", "\"'`&lt;", "שלום עולם", "👩‍👩‍👧‍👦", "a\0b", "x" * 5000, "", "\n", "‮abc",
     "<!--", "]]>", "\u2028", "\ud800", " leading", "${alert(3)}",
+    "\u3000", "\u3164", "\U000e0001", "♥\ufe0f",
 ]  # fmt: skip
 SHOWN = {  # as the page shows it
-    "a\0b": "a␀b", "": "∅", "\n": "↵", "‮abc": "⟨U+202E⟩abc", "\u2028": "⟨U+2028⟩", "\ud800": "?", " leading": "·leading", "שלום עולם": "שלום·עולם",
+    "a\0b": "a␀b", "": "∅", "\n": "↵", "‮abc": "⟨U+202E⟩abc", "\u2028": "⟨U+2028⟩", "\ud800": "?", "\u3000": "⟨U+3000⟩", "\u3164": "⟨U+3164⟩", "\U000e0001": "⟨U+E0001⟩", " leading": "·leading", "שלום עולם": "שלום·עולם",
     "<img src=x onerror=alert(2)>": "<img·src=x·onerror=alert(2)>",
 }  # fmt: skip
 
@@ -132,7 +134,7 @@ def test_payload_holds_the_trace(mixing):
     np.testing.assert_array_equal(array("sources"), mixing.source_tokens)
     np.testing.assert_array_equal(array("entropy"), mixing.entropy)
     for name, levels, truth in (
-        ("write", 255, mixing.write_attention), ("read", 255, mixing.read_attention), ("shares", 65535, mixing.source_shares),
+        ("write", 65535, figures.written(mixing)), ("read", 255, mixing.read_attention), ("shares", 65535, mixing.source_shares),
         ("initial", 65535, mixing.initial_share), ("rest", 65535, mixing.rest_share), ("nextShares", 65535, mixing.next_probabilities),
     ):  # fmt: skip
         got = array(name)
@@ -173,6 +175,8 @@ def test_every_trace_needs_a_name(mixing):
         ml.MemoryExplorer(mixing, mixing, names=("trained",))
     with pytest.raises(ValueError, match="0 names were given for 1 traces"):
         ml.MemoryExplorer(mixing, names=())
+    with pytest.raises(ValueError, match="names is the one string 'ab': pass a name for each trace"):
+        ml.MemoryExplorer(mixing, mixing, names="ab")
     assert ml.MemoryExplorer(mixing, names=("only",)).payload["names"] == ["only"]
 
 
@@ -239,7 +243,7 @@ def test_the_file_is_small(tmp_path):
         next_tokens=random.integers(0, 1000, (T, 5)).astype(np.int32), next_words={i: f"token{i:03d}" for i in range(1000)},
         next_probabilities=random.random((T, 5)).astype(np.float16), entropy=random.random(T, np.float32),
     )  # fmt: skip
-    assert ml.MemoryExplorer(trace).to_html(tmp_path / "x.html").stat().st_size < 400_000
+    assert ml.MemoryExplorer(trace).to_html(tmp_path / "x.html").stat().st_size < 460_000
     sizes = {"vocab_size": 66, "segment_length": length, "n_embd": 64, "n_layer": 2, "n_head": 2, "num_memory_slots": slots}
     real = ml.trace(ml.MemGPT(ml.MemGPTConfig(**sizes)), torch.randint(66, (T,)), decode=ml.tasks.decode)
     assert ml.MemoryExplorer(real).to_html(tmp_path / "x.html").stat().st_size < 300_000
@@ -280,6 +284,27 @@ def test_every_step_says_what_the_trace_says(show, recall):
     assert step_of(page) == 5
     page.get_by_role("button", name="First segment").click()
     assert step_of(page) == 0 and "Segment 0 changed 16 slots of 16" in page.get_by_role("status").inner_text()
+
+
+def test_a_slot_that_moved_is_not_said_to_keep_all_nor_to_take_from_a_token(show, tiny):
+    """fifo: two tokens come into six slots, whose older ones move up; their keep is 1 all the same."""
+    trace = ml.trace(tiny(update_rule="fifo", num_memory_slots=6), torch.arange(6), tokens=list("abcdef"))
+    assert (trace.moved[1] > 0).all()
+    page = show(ml.MemoryExplorer(trace, step=1))
+    event = page.locator(".mgx-says").inner_text()
+    assert event.startswith("Segment 1 changed 6 slots of 6: slot") and event.count("took 100% from") == 2
+    assert "slot 0 took nothing from its tokens; and 3 more." in event
+    page.get_by_text("The same facts as tables").click()
+    page.locator("table").first.wait_for()
+    kept = page.locator("table").first.locator("tbody tr td:nth-child(5)").all_inner_texts()
+    assert "100%" not in kept and kept.count("over 99%") == 4
+
+
+def test_the_strongest_token_is_named_however_near_the_next(show, mixing):
+    write = np.zeros_like(mixing.write_attention)
+    write[..., 0], write[..., 3], write[..., 5] = 0.9843, 0.0060, 0.0097
+    page = show(ml.MemoryExplorer(replace(mixing, write_attention=write)))
+    assert f"slot 0 took 1% from “{mixing.tokens[4]}”" in page.locator(".mgx-says").inner_text()
 
 
 def test_pointing_at_a_token(show, recall, mixing):
@@ -345,7 +370,7 @@ def test_bars_show_the_shares(show, recall):
     for slot in range(16):
         bar, left = page.locator(".mgx-bar").nth(slot), 0.0
         for token, share in recall.held(slot, 32):
-            if share > 0.05:
+            if share > 0.1:
                 colours.setdefault(token, set()).update(bar.evaluate(pixel, left + share * at) for at in (0.15, 0.5, 0.85))
             left += share
     assert len(colours) > 3 and all(len(found) == 1 for found in colours.values())  # a token's colour is the same everywhere,
@@ -455,6 +480,40 @@ def test_cells_are_drawn_where_something_was_written(show, recall):
     assert drawn[share > 0.9].max() < drawn[(share > 0) & (share < 0.1)].min()  # and the darker the more
 
 
+def luminance(rgb):
+    linear = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in (int(part) / 255 for part in rgb)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    """Of two CSS colours, as WCAG 2 counts it."""
+    dark, light = sorted(luminance(re.findall(r"\d+", colour)[:3]) for colour in (one, other))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_little_and_what_is_a_control_can_be_seen(show, mixing, scheme):
+    write = np.zeros_like(mixing.write_attention)
+    write[:, 0, 0], write[:, 0, 1], write[:, 1, 0] = 0.02, 0.98, 1
+    write[:, 1, 2] = 0.01
+    page = show(ml.MemoryExplorer(replace(mixing, write_attention=write)), color_scheme=scheme)
+    little, empty, kept = page.locator(".mgx-scroll canvas").first.evaluate(
+        """(canvas) => [[1, 2], [1, 3], [0, 0]].map(([row, column]) => {
+        const x = 52 + 28 * column + (column ? 6 : 0) + 2, y = 74 + 28 * row + 2;
+        return [...canvas.getContext("2d").getImageData(x, y, 1, 1).data].slice(0, 3).join(); })"""
+    )
+    assert contrast(little, empty) > 1.9 and contrast(kept, empty) > 1.4
+    scale = page.locator(".mgx-scale").nth(1)
+    assert " ".join(scale.inner_text().split()) == "0 · a little all · kept, a little all" and "gradient" in scale.locator(
+        "i"
+    ).nth(1).get_attribute("style")
+    style = "(control) => { const { borderTopColor, backgroundColor } = getComputedStyle(control); return [borderTopColor, backgroundColor]; }"
+    for control in page.locator(".mgx :is(button, select, input[type=number])").all():
+        border, inside = control.evaluate(style)
+        around = control.evaluate("control => getComputedStyle(control.closest('.mgx-card, .mgx-bar-top')).backgroundColor")
+        assert max(contrast(border, around), contrast(inside, around)) >= 3
+
+
 def test_the_keyboard_alone_reaches_everything_and_leaves_again(show, recall):
     page = show(ml.MemoryExplorer(recall))
     for key, step in ((".", 1), (".", 2), (",", 1), ("l", 31), ("f", 0)):
@@ -495,6 +554,84 @@ def test_the_keyboard_alone_reaches_everything_and_leaves_again(show, recall):
     page.keyboard.press("ArrowDown")
     page.keyboard.press(" ")
     assert page.locator(".mgx-slot[aria-selected=true]").get_attribute("data-slot") == "1"
+
+
+def focused(page):
+    return page.evaluate("document.activeElement.textContent")
+
+
+def test_the_focus_is_not_lost_when_what_had_it_is_filled_anew(show, mixing):
+    page = show(ml.MemoryExplorer(mixing, step=2))
+    page.get_by_text("Text before this segment").click()
+    page.get_by_role("button", name="go to segment 1").focus()
+    page.keyboard.press(".")
+    assert step_of(page) == 3 and focused(page) == "segment 1"
+    page.keyboard.press("Enter")
+    assert step_of(page) == 1 and focused(page) == "segment 0"
+    page.keyboard.press("Enter")
+    assert step_of(page) == 0 and focused(page) == "Text before this segment"
+    page.keyboard.press("l")
+    assert step_of(page) == 4
+
+
+def test_the_focus_goes_to_the_last_token_of_a_short_segment(show, mixing):
+    page = show(ml.MemoryExplorer(mixing, step=3))
+    page.locator(".mgx-token").first.focus()
+    page.keyboard.press("End")
+    page.keyboard.press(".")
+    assert step_of(page) == 4 and page.evaluate("document.activeElement.dataset.i") == "5"
+    assert f"“{mixing.tokens[37]}”" in page.locator(".mgx-panel").inner_text()
+    page.keyboard.press(",")
+    assert step_of(page) == 3 and page.evaluate("document.activeElement.dataset.i") == "5"
+    assert page.locator(".mgx-token[tabindex='0']").count() == 1
+
+
+@pytest.mark.parametrize("width", [360, 700, 1280])
+def test_the_focus_is_never_under_a_bar_that_sticks(show, mixing, width):
+    page = show(ml.MemoryExplorer(mixing, token=3, slot=1, step=3), viewport={"width": width, "height": 560})
+    for summary in page.locator("summary").all():
+        summary.click()
+    page.locator(".mgx").focus()
+    seen = {"Tab": 0, "Shift+Tab": 0}
+    for key in seen:
+        for _ in range(80):
+            page.keyboard.press(key)
+            under = page.evaluate(
+                """() => {
+                const at = document.activeElement, box = at.getBoundingClientRect();
+                if (at === document.body || !at.closest(".mgx") || at.matches(".mgx")) return null;
+                const bars = [...document.querySelectorAll(".mgx-bar-top, .mgx-panel")].filter((bar) => getComputedStyle(bar).position === "sticky");
+                if (bars.some((bar) => bar.contains(at))) return "";
+                const clear = (bar) => (bar = bar.getBoundingClientRect(), box.bottom <= bar.top || box.top >= bar.bottom || box.right <= bar.left || box.left >= bar.right);
+                return box.height > 200 || bars.every(clear) ? "" : at.outerHTML.slice(0, 200);
+            }"""
+            )
+            if under is None:
+                break
+            assert under == ""
+            seen[key] += 1
+    assert min(seen.values()) > 15
+
+
+def test_keys_are_heard_only_inside(show, mixing):
+    page = show(ml.MemoryExplorer(mixing))
+    page.keyboard.press(".")
+    assert step_of(page) == 1  # it has the focus from the beginning
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press(".")
+    assert step_of(page) == 1
+
+
+def test_playing_is_said_when_it_ends(show, mixing):
+    page = show(ml.MemoryExplorer(mixing))
+    page.get_by_label("play, segments a second").select_option("8")
+    page.evaluate("""() => { const status = document.querySelector("[role=status]"); window.said = [];
+        new MutationObserver(() => said.push(status.textContent)).observe(status, { childList: true, characterData: true, subtree: true }); }""")
+    page.get_by_role("button", name="Play").click()
+    until(page, lambda: step_of(page) == 4)
+    until(page, lambda: page.get_by_role("button", name="Play").count() == 1)
+    (said,) = page.evaluate("said")
+    assert said.startswith("Segment 4 changed")
 
 
 def test_play_and_pause_without_motion(show, recall):
@@ -620,7 +757,7 @@ def test_a_long_text_opens_as_a_window(show, mixing):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(show, recall, mixing, scheme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    axe = Axe()
     for widget in (
         ml.MemoryExplorer(recall, step=31, token=500, slot=1),
         ml.MemoryExplorer(mixing, mixing, names=("one", "two")),
@@ -727,3 +864,21 @@ def test_a_picture_stands_in_the_file_where_no_script_runs(browser, tmp_path, mi
     assert box["width"] > 500 and box["height"] > 200  # of the picture: a broken one is as large as a line of text
     assert page.locator("noscript pre").text_content().split() == widget.in_words().replace("\0", "�").split()
     page.close()
+
+
+def test_a_picture_stands_in_the_file_where_the_script_fails(browser, tmp_path, mixing):
+    widget = ml.MemoryExplorer(mixing, step=2)
+    path = widget.to_html(tmp_path / "explorer.html")
+    page = browser.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    for damaged in (False, True):
+        if damaged:
+            data = widget.payload["traces"][0]["data"]
+            path.write_text(path.read_text("utf-8").replace(data, data[:80] + data[160:]), "utf-8")
+            page = browser.new_page()
+        page.goto(path.as_uri())
+        picture = page.locator("main img")
+        assert picture.get_attribute("alt") == widget.picture().alt and picture.bounding_box()["width"] > 500
+        assert page.locator("main pre").text_content() == widget.in_words()
+        assert "This browser cannot show the explorer live." in page.locator("main").inner_text()
+        page.close()

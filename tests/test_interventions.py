@@ -722,3 +722,12 @@ def test_a_factor_that_is_not_finite_is_refused(factor):
     reading = ml.Reading.start(model, torch.tensor([3, 4]), ml.tasks.decode)
     with pytest.raises(ValueError, match="a finite number, not by"):
         reading.scale([0], factor)
+
+
+@pytest.mark.parametrize("factor", [1e20, 1e39, -1e39])
+def test_a_factor_after_which_nothing_can_be_computed_is_refused(factor):
+    model = ml.load_pretrained("recall")
+    reading = ml.Reading.start(model, torch.tensor([3, 4]), ml.tasks.decode).read_on()
+    with pytest.raises(ValueError, match="a slot is too large to compute with: choose a smaller number"):
+        reading.scale([0], factor)
+    assert reading.scale([0], factor / abs(factor) * 1e12).predict(torch.tensor([3])).isfinite().all()

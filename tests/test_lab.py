@@ -45,18 +45,18 @@ def click(lab, label, which=0):
 
 
 def choose(lab, slots):
-    """Press exactly those slots' buttons."""
-    toggles = find(lab, widgets.ToggleButton)
-    half = len(toggles) // 2
-    for name, buttons in (("A", toggles[:half]), ("B", toggles[half:])):
-        for j, toggle in enumerate(buttons):
-            toggle.value = j in slots.get(name, [])
+    """Check exactly those slots' boxes."""
+    boxes = find(lab, widgets.Checkbox)
+    half = len(boxes) // 2
+    for name, own in (("A", boxes[:half]), ("B", boxes[half:])):
+        for j, box in enumerate(own):
+            box.value = j in slots.get(name, [])
 
 
 def chosen(lab):
-    toggles = find(lab, widgets.ToggleButton)
-    half = len(toggles) // 2
-    return [{j for j, toggle in enumerate(buttons) if toggle.value} for buttons in (toggles[:half], toggles[half:])]
+    boxes = find(lab, widgets.Checkbox)
+    half = len(boxes) // 2
+    return [{j for j, box in enumerate(own) if box.value} for own in (boxes[:half], boxes[half:])]
 
 
 class Page(HTMLParser):
@@ -83,7 +83,8 @@ class Page(HTMLParser):
 
 def html_of(lab):
     """All HTML but the style sheet and what is said about a mistake."""
-    return [w.value for w in find(lab, widgets.HTML) if "<style>" not in w.value and "role=\"alert\"" not in w.value and w.value]  # fmt: skip
+    values = [w.value for w in everything(lab) if isinstance(w, (widgets.HTML, viz.lab._Status))]
+    return [value for value in values if value and "<style>" not in value and 'role="alert"' not in value]
 
 
 def wrong(lab):
@@ -98,7 +99,7 @@ def verdict(lab, name):
 
 
 def state(lab):
-    return dict(lab.readings), html_of(lab), [w.description for w in find(lab, widgets.ToggleButton)]
+    return dict(lab.readings), html_of(lab), [w.description for w in find(lab, widgets.Checkbox)]
 
 
 def memories(lab):
@@ -118,7 +119,7 @@ def test_it_begins_with_two_texts_of_which_nothing_is_read(recall):
     assert [w.value for w in find(lab, widgets.Textarea)] == [FACTS, OTHERS]
     assert [w.value for w in find(lab, widgets.Dropdown)] == list(viz.lab.TEXTS)[:2]
     assert find(lab, widgets.Text)[0].value == "Ada" and wrong(lab) is None
-    assert len(find(lab, widgets.ToggleButton)) == 32 and chosen(lab) == [set(), set()]
+    assert len(find(lab, widgets.Checkbox)) == 32 and chosen(lab) == [set(), set()]
     assert "this answer does not depend on the memory" in "".join(verdict(lab, "A").text)
     assert sum("0 of 1 segments read." in source for source in html_of(lab)) == 2
 
@@ -175,8 +176,11 @@ def test_what_is_nearly_nothing_is_not_shown_and_what_is_not_seen_is_written(rec
         page = Page(source)
         if "mgl-bar" in source:
             assert [value for name, value in page.attributes if name == "aria-hidden"] == ["true"] * 3  # the bar and two meters
-    for widget in find(lab, widgets.Button) + find(lab, widgets.ToggleButton):
-        assert len(widget.tooltip) > 10 and widget.description
+    for button in find(lab, widgets.Button):
+        assert len(button.tooltip) > 10 and button.description
+    assert [w.description for w in find(lab, widgets.Textarea)] == ["words of A", "words of B"]
+    labels = [w.description for w in find(lab, widgets.Checkbox)]
+    assert labels == [f"{name} slot {j}" for name in "AB" for j in range(16)]  # no two alike
 
 
 def test_a_token_has_one_colour_in_both_memories(lab):
@@ -332,13 +336,15 @@ def test_a_frozen_slot_is_named_so_and_stays(recall):
     kept = lab.readings["A"].memory[:, [3, 7]]
     choose(lab, {"A": [3, 7]})
     click(lab, "Freeze")
-    labels = [w.description for w in find(lab, widgets.ToggleButton)]
-    assert labels == [f"slot {j}{' frozen' if j in (3, 7) else ''}" for j in range(16)] + [f"slot {j}" for j in range(16)]
+    labels = [w.description for w in find(lab, widgets.Checkbox)]
+    frozen = {"A slot 3", "A slot 7"}
+    names = [f"{name} slot {j}" for name in "AB" for j in range(16)]
+    assert labels == [f"{name} frozen" if name in frozen else name for name in names]
     click(lab, "Read all")
     assert torch.equal(lab.readings["A"].memory[:, [3, 7]], kept)
     choose(lab, {"A": [3]})
     click(lab, "Thaw")
-    assert [w.description for w in find(lab, widgets.ToggleButton)][:8] == [f"slot {j}" for j in range(7)] + ["slot 7 frozen"]
+    assert [w.description for w in find(lab, widgets.Checkbox)][:8] == [*names[:7], "A slot 7 frozen"]
 
 
 def test_choosing_the_holders(lab):
@@ -374,6 +380,24 @@ def test_choosing_another_text(lab):
     assert says(lab, "B") == "Fez"
     lab.undo(), lab.undo()
     assert lab.readings["B"].words[:2] == ["um", "er"] and lab.readings["B"].segments_read == 1
+
+
+def test_undo_takes_the_box_and_the_choice_along(lab):
+    choice, box = find(lab, widgets.Dropdown)[0], find(lab, widgets.Textarea)[0]
+    before = dict(lab.readings)
+    choice.value = "The same names elsewhere"
+    box.value = "Ada Fez"
+    click(lab, "Begin this text")
+    assert choice.value is None  # a text of the reader's own
+    click(lab, "Undo")
+    assert (choice.value, box.value) == ("The same names elsewhere", viz.lab.TEXTS["The same names elsewhere"])
+    click(lab, "Undo")
+    assert (choice.value, box.value) == ("Four facts", FACTS) and lab.readings == before
+    choice.value = "The same names elsewhere"  # choosing it again begins it again
+    assert lab.readings["A"].words[:2] == ["Leo", "Jena"] and lab.readings["A"].segments_read == 0
+    box.value = "half a thought"
+    lab.act("freeze", {"B": [1]}), lab.undo()
+    assert box.value == "half a thought"  # what was undone has nothing to do with it
 
 
 # ---- mistakes ----
@@ -526,7 +550,7 @@ def test_hostile_words_never_become_markup(hostile):
                 shown |= {word for word in HOSTILE if word and word in "".join(page.text)}
         hostile.read_on("A"), hostile.read_on("B")
     assert shown == set(HOSTILE) - {""}  # each was shown, as it is
-    assert all("<" not in w.description + w.tooltip for w in find(hostile, widgets.ToggleButton))
+    assert all("<" not in w.description for w in find(hostile, widgets.Checkbox))
 
 
 def test_a_mistake_about_a_hostile_word_is_no_markup_either(hostile):
@@ -549,7 +573,7 @@ def test_any_tokenizer_and_any_rule(tiny, rule):
     model = tiny(vocab_size=len(tokenizer), update_rule=rule, segment_length=8)
     texts = {"one": "Ada lives in Paris. Gus lives in Oslo.", "other": "Gus does, Émile 👩‍👧 שלום <Mia>"}
     lab = ml.MemoryLab(model, texts, "Ada lives in", encode=tokenizer.encode, decode=tokenizer.decode)
-    assert len(find(lab, widgets.ToggleButton)) == 6
+    assert len(find(lab, widgets.Checkbox)) == 6
     for name in "AB":
         lab.read_on(name, None)
     out = model(torch.tensor([tokenizer.encode(texts["other"])]), memory=lab.readings["B"].initial)

@@ -44,15 +44,15 @@ TRACE = ml.MemoryTrace(  # 2 segments: the second is WRITE, the last word is mis
 
 # each figure, and what its alternative text has to say about the numbers above
 FIGURES = {
-    "slots": (lambda: viz.slots(MEMORIES[1]), ["3 slots by 2 dimensions", "from 0.00 to 4.00"]),
-    "equal slots": (lambda: viz.slots(MEMORIES[0]), ["from 0.00 to 0.00", "All slots are equal."]),
+    "slots": (lambda: viz.slots(MEMORIES[1]), ["3 slots by 2 dimensions", "from 0 to 4."]),
+    "equal slots": (lambda: viz.slots(MEMORIES[0]), ["from 0 to 0.", "All slots are equal."]),
     "slots through time": (
         lambda: viz.slots_through_time(MEMORIES),
-        ["3 slots by 2 segments", "67% of the cells are exactly zero", "largest change is 3.54, in segment 0"],
+        ["3 slots by 2 segments", "67% of the cells are exactly zero", "largest change is 3.5, in segment 0"],
     ),
     "write": (
         lambda: viz.write_picture(WRITE, WORDS),
-        ["1 of 3 slots keep everything exactly.", "Slot 2 keeps 0% and takes 90% from “$5”.", "Slot 1 keeps 25% and takes 75% from “Paris”."],
+        ["1 of 3 slots have a keep of 1.", "Slot 2 keeps 0% and takes 90% from “$5”.", "Slot 1 keeps 25% and takes 75% from “Paris”."],
     ),
     "read": (
         lambda: viz.read_picture(READ, WORDS),
@@ -72,8 +72,8 @@ FIGURES = {
     ),
     "memory after": (
         lambda: figures.memory_after([("one", TRACE), ("two", replace(TRACE, moved=TRACE.moved * 0 + 1))], 1, "Two of $1$"),
-        ["Two of $1$, after segment 1. one: This segment's update. 1 of 3 slots keep everything exactly.", "slot 1: 60% “Ada”; slot 2: 90% “↵”",
-         "two: This segment's update. 0 of 3 slots keep everything exactly."],
+        ["Two of $1$, after segment 1. one: This segment's update. 1 of 3 slots have a keep of 1.", "slot 1: 60% “Ada”; slot 2: 90% “↵”",
+         "two: This segment's update. 0 of 3 slots have a keep of 1."],
     ),
     "before and after": (
         lambda: viz.before_and_after(WRITE, WORDS, {"at once": WRITE, "later": SHARES}, WORDS, "Still there?"),
@@ -85,7 +85,7 @@ FIGURES = {
     ),
     "loss": (
         lambda: viz.loss_curve(HISTORY),
-        ["over 3 steps", "loss goes from 2.00 to 2.50", "accuracy goes from 0.10 to 0.50", "stage 0 from step 1, stage 1 from step 3"],
+        ["over 3 steps", "loss goes from 2.00 to 2.50", "accuracy goes from 0.10 to 0.20, each the mean of the last 3 steps", "stage 0 from step 1, stage 1 from step 3"],
     ),
     "which slots": (
         lambda: viz.which_slots(FOUND, torch.tensor([0.9, 0.1, 0.0]), "Paris", "Where is it?"),
@@ -127,6 +127,25 @@ def test_words_stand_on_the_axis_as_they_are():
     axes = viz.write_picture(WRITE, ["$5", "$6$", "a_b", "\\x"]).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["keep", "$5", "$6$", "a_b", "\\x"]
     assert not any(label.get_parse_math() for label in axes.get_xticklabels())
+
+
+@pytest.mark.parametrize("draw", [
+    lambda words: viz.write_picture(WRITE, words, "costs $5 or $6"), lambda words: viz.read_picture(READ, words, "costs $5 or $6"),
+    lambda words: viz.alignment_picture(SHARES, words, words[:3], "costs $5 or $6"),
+    lambda words: viz.provenance_bars(SHARES, words, "costs $5 or $6"),
+    lambda words: viz.memory_at(WRITE, words, SHARES, words, "costs $5 or $6"),
+    lambda words: viz.before_and_after(WRITE, words, {"costs $5 or $6": SHARES}, words, "costs $5 or $6"),
+])  # fmt: skip
+def test_long_and_invisible_words_are_drawn_short_and_visible_and_said_whole(draw):
+    words = ["x" * 200, "\n", " ", " Paris"]
+    picture = draw(words)
+    drawn = {text.get_text() for text in picture.findobj(matplotlib.text.Text)}
+    assert max(map(len, drawn)) < 80 and not drawn & {"\n", " ", " Paris"} and drawn & {"x" * 11 + "…", "↵", "·", "Paris"}
+    assert any(f"“{word}”" in picture.alt or f"mostly {word}" in picture.alt for word in words)
+    assert not [text for text in picture.findobj(matplotlib.text.Text) if "$" in text.get_text() and text.get_parse_math()]
+    shapes = matplotlib.image.imread(io.BytesIO(picture.png())).shape
+    assert shapes == matplotlib.image.imread(io.BytesIO(draw(WORDS).png())).shape
+    assert all(axes.get_window_extent().height > 20 for axes in picture.axes)  # the labels leave room
 
 
 def test_heat_maps_show_the_numbers():
@@ -216,6 +235,64 @@ def test_half_precision_is_drawn_as_it_is(dtype):
     assert viz.slots_through_time(memories).png() and viz.write_picture(WRITE.to(dtype), WORDS).png()
 
 
+def test_small_differences_between_slots_are_differences():
+    alt = viz.slots(torch.tensor([[1e-9, -2e-7], [1e-9, -3e-7]])).alt
+    assert "values from -3e-07 to 1e-09." in alt and "equal" not in alt
+
+
+@pytest.mark.parametrize("change", [1e-4, 300.0])
+def test_changes_in_half_precision_are_neither_lost_nor_infinite(change):
+    memories = [np.zeros((2, 4), np.float16), np.full((2, 4), [[0], [change]], np.float16)]
+    picture = viz.slots_through_time(memories)
+    np.testing.assert_allclose(picture.axes[0].images[0].get_array(), [[0], [change]], rtol=1e-3)
+    assert f"50% of the cells are exactly zero; the largest change is {change:.2g}, in segment 0." in picture.alt
+
+
+def test_dots_are_explained_where_there_are_any():
+    still, moving = torch.zeros(2, 3, 2), torch.arange(2.0)[:, None, None].expand(2, 3, 2)
+    many = torch.zeros(401, 3, 2)
+    for memories, dots in ((still, 3), (moving, 0), (many, 0)):
+        axes = viz.slots_through_time(memories).axes[0]
+        assert len(axes.texts) == dots and ("not at all" in axes.get_title(loc="left") + axes.get_title()) == bool(dots)
+    assert viz.slots_through_time(still).alt.endswith("3 slots by 1 segments. Nothing changed.")
+
+
+def test_a_gradient_that_is_no_number_is_not_drawn_as_zero():
+    picture = viz.gradients_by_segment({"lost": torch.tensor([float("nan"), 0, float("inf"), 2, 0]).view(5, 1, 1, 1)})
+    assert "2.0e+00 at the last segment, nan at the first, exactly zero 1 times, not finite 2 times." in picture.alt
+    drawn = picture.axes[0].lines[0].get_ydata()
+    assert np.isfinite(drawn).tolist() == [False, True, False, True] and drawn[1] == 0.2
+    assert picture.png()
+
+
+def test_a_learning_curve_is_said_by_its_last_steps_together():
+    history = ml.History(loss=[4.0] * 20 + [1.0, 3.0] * 10, accuracy=[0.0] * 20 + [1.0, 0.0] * 10, stage=[0] * 40)
+    says = "from 4.00 to 2.00 nats, the accuracy goes from 0.00 to 0.50, each the mean of the last 20 steps"
+    assert says in viz.loss_curve(history).alt
+
+
+@pytest.mark.parametrize("length", [30, 200])
+def test_the_words_of_a_long_segment_do_not_overlap(length):
+    changes = {
+        "segment_length": length,
+        "tokens": ["word"] * length,
+        "write_attention": np.full((1, 3, 1 + length), 1 / (1 + length), np.float16),
+    }
+    trace = replace(TRACE, moved=TRACE.moved[:1], source_tokens=TRACE.source_tokens[1:], source_shares=TRACE.source_shares[1:],
+                    initial_share=TRACE.initial_share[1:], **changes)  # fmt: skip
+    picture = figures.memory_after([("", trace)], 0, "title")
+    picture.png()
+    boxes = [label.get_window_extent() for label in picture.axes[0].get_xticklabels() if label.get_visible()]
+    assert len(boxes) > 25 and all(one.x1 <= other.x0 for one, other in pairwise(boxes))
+
+
+def test_only_what_did_not_move_has_a_keep_of_1(tiny):
+    """fifo moves what slots hold on: 1 among what was written, though every slot is another."""
+    trace = ml.trace(tiny(update_rule="fifo", num_memory_slots=6), torch.randint(0, 11, (8,)))
+    assert (trace.moved[1] > 0).any() and (figures.written(trace)[..., 0] == 1).sum() == (trace.moved == 0).sum()
+    assert f"{(trace.moved[1] == 0).sum()} of 6 slots have a keep of 1." in figures.memory_after([("", trace)], 1, "title").alt
+
+
 def test_nothing_to_draw_is_refused():
     with pytest.raises(ValueError, match="no steps to draw: train for at least one"):
         viz.loss_curve(ml.History())
@@ -303,18 +380,17 @@ def alternative(box):
 def test_a_slider_shows_the_picture_of_each_stop():
     drawn = []
     box = viz.slider(lambda i: drawn.append(i) or labelled(i), ["first", "second", "third"])
-    play, stops = box.children[0].children
-    assert [label for label, _ in stops.options] == ["first", "second", "third"]
+    stops = box.children[0]
+    assert (stops.name, stops.labels, stops.index) == ("segment", ["first", "second", "third"], 0)
     assert alternative(box) == 'picture 0 of "a < b" & more' and drawn == [0]
-    stops.value = 2
+    stops.index = 2
     assert alternative(box) == 'picture 2 of "a < b" & more'
     data = re.search(r"base64,([^\"]+)", box.children[1].value).group(1)
     assert b64decode(data) == labelled(2).png()
-    play.value = 1
-    assert stops.index == 1 and alternative(box) == 'picture 1 of "a < b" & more'
-    stops.value = 0
-    assert alternative(box) == 'picture 0 of "a < b" & more' and play.value == 0
-    assert drawn == [0, 2, 1] and play.max == 2  # each once, when first shown
+    stops.index = 1
+    stops.index = 0
+    assert alternative(box) == 'picture 0 of "a < b" & more'
+    assert drawn == [0, 2, 1]  # each once, when first shown
 
 
 def test_a_slider_leaves_its_first_picture_where_no_widget_runs():
@@ -337,10 +413,10 @@ def test_sliders_choose_together():
 
     box = viz.sliders(draw, slots=(1, 2, 4), facts=range(6))
     slots, facts = box.children[0].children
-    assert (slots.value, facts.value) == (2, 3) and slots.description == "slots" and list(facts.options) == list(range(6))
+    assert (slots.name, slots.labels, slots.index) == ("slots", ["1", "2", "4"], 1) and (facts.name, facts.index) == ("facts", 3)
     assert alternative(box) == 'picture 23 of "a < b" & more'
-    slots.value = 4
-    facts.value = 0
+    slots.index = 2
+    facts.index = 0
     assert alternative(box) == 'picture 40 of "a < b" & more' and drawn == [(2, 3), (4, 3), (4, 0)]
     data, metadata = box._repr_mimebundle_()
     assert metadata["image/png"]["alt"] == labelled(23).alt and "slots 2, facts 3" in data["text/plain"]

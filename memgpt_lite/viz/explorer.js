@@ -17,15 +17,16 @@ const WINDOW = 8; // earlier segments that "text before" lists
 const ORIGINS = [["#E69F00", "#000"], ["#56B4E9", "#000"], ["#009E73", "#000"], ["#F0E442", "#000"],
   ["#0072B2", "#fff"], ["#D55E00", "#000"], ["#CC79A7", "#000"]]; // prettier-ignore
 const PATTERNS = [null, 1, -1, 0]; // stripes: none, leaning to the right, to the left, upright
-// Shares from 0 to 1, growing darker on light and lighter on dark (there: cividis), so that they survive colour blindness and a copier.
-const RAMPS = { light: ["dce4ee", "b4c3d8", "859bbd", "56709f", "2a4678", "00224e"],
-  dark: ["1d3a6c", "3b496c", "575d6d", "707173", "8a8678", "a59c74", "c3b369", "e1cc55", "fee838"] };
+// Shares up to 1, growing darker on light and lighter on dark (there: as cividis), so that they survive colour blindness and a copier.
+// The least one differs from an empty cell at sight.
+const RAMPS = { light: ["9fb1cf", "7c93b8", "56709f", "2a4678", "00224e"],
+  dark: ["4a5f8c", "707173", "8a8678", "a59c74", "c3b369", "e1cc55", "fee838"] };
 
 const DARK = `color-scheme: dark; --paper: #14171c; --card: #1b1f26; --ink: #e8eaed; --soft: #aab2be; --line: #363d49; --fill: #252b35;
-  --accent: #74c4f4; --mark: #17384d; --grey: #4a515e; --greyer: #3a414d;`;
+  --edge: #747e8d; --accent: #74c4f4; --mark: #17384d; --grey: #4a515e; --greyer: #3a414d;`;
 const CSS = `
 .mgx { color-scheme: light; --paper: #fbfbf9; --card: #fff; --ink: #1d2129; --soft: #565e6b; --line: #dcdfe4; --fill: #f1f2f4;
-  --accent: #00639b; --mark: #e3f1fa; --grey: #d5d8dd; --greyer: #e6e8eb;
+  --edge: #868e9a; --accent: #00639b; --mark: #e3f1fa; --grey: #d5d8dd; --greyer: #e6e8eb;
   background: var(--paper); color: var(--ink); font: 14px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif;
   padding: 16px; border-radius: 10px; box-sizing: border-box; outline: none; overflow-wrap: anywhere; }
 @media (prefers-color-scheme: dark) { .mgx:not([data-theme=light]) { ${DARK} } }
@@ -36,12 +37,14 @@ const CSS = `
 .mgx .mgx-h { font-size: 14px; font-weight: 650; }
 .mgx .mgx-soft { color: var(--soft); font-size: 13px; }
 .mgx .mgx-hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
-.mgx :is(button, select, input) { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line); border-radius: 7px;
+.mgx :is(button, select, input) { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--edge); border-radius: 7px;
   min-height: 34px; padding: 2px 8px; margin: 0; }
 .mgx button { cursor: pointer; }
 .mgx button:hover { background: var(--mark); }
 .mgx button[aria-disabled=true] svg { opacity: .35; }
 .mgx :focus-visible { outline: 3px solid var(--accent); outline-offset: 1px; }
+.mgx :is(button, select, summary, [tabindex]) { scroll-margin: calc(var(--top, 0px) + 8px) 0 8px; } /* not under a bar that sticks */
+.mgx .mgx-bar-top * { scroll-margin: 0; }
 .mgx input[type=range] { flex: 1 1 160px; min-width: 120px; padding: 0; accent-color: var(--accent); }
 .mgx input[type=number] { width: 5.5em; }
 .mgx input[type=checkbox] { min-height: 0; width: 16px; height: 16px; accent-color: var(--accent); vertical-align: -3px; }
@@ -87,6 +90,7 @@ const CSS = `
 .mgx-slot.mgx-moved > :nth-child(3), .mgx-slot.mgx-moved > :nth-child(4) { color: var(--ink); }
 .mgx-slot b { display: block; color: var(--accent); }
 .mgx-bar { display: block; width: 100%; height: 20px; border-radius: 4px; background: var(--fill); }
+.mgx-side { display: contents; }
 .mgx-panel > :first-child { color: var(--soft); font-size: 13px; margin-bottom: 6px; }
 .mgx-panel > div > :is(h3, h4, h5, h6) { font-size: 15px; font-weight: 650; }
 .mgx-panel > div > :is(h3, h4, h5, h6) bdi { white-space: pre-wrap; display: inline-block; max-width: 100%; max-height: 6em; overflow: hidden; vertical-align: top; }
@@ -103,6 +107,8 @@ const CSS = `
 .mgx-matrices > * { flex: 1 1 var(--wide, 300px); max-width: 100%; }
 .mgx-scroll { overflow-x: auto; border-radius: 4px; }
 .mgx-scroll canvas { display: block; }
+.mgx-scale i { display: inline-block; width: 4em; height: 12px; vertical-align: -2px; border-radius: 2px; background: var(--fill); border: 1px solid var(--line); }
+.mgx-scale i:first-child { width: 12px; }
 .mgx-read-out { min-height: 1.5em; font-size: 13px; }
 .mgx table { border-collapse: collapse; font-size: 13px; margin: 8px 0 16px; min-width: 560px; background: none; }
 .mgx caption { text-align: left; font-weight: 650; padding: 4px 0; }
@@ -115,10 +121,13 @@ const CSS = `
 .mgx-wide:not(.mgx-one) .mgx-pane { grid-row: span 6; grid-template-rows: subgrid; }
 .mgx-wide.mgx-one .mgx-pane { grid-template-columns: minmax(0, 1.75fr) minmax(300px, 1fr); }
 .mgx-wide.mgx-one .mgx-pane > * { grid-column: 1 / -1; }
-.mgx-wide.mgx-one .mgx-pane > .mgx-main { grid-column: 1; grid-row: span 2; }
-.mgx-wide.mgx-one .mgx-pane > .mgx-panel { grid-column: 2; align-self: start; position: sticky; top: 74px; }
+.mgx-wide.mgx-one .mgx-pane > .mgx-main { grid-column: 1; }
+.mgx-wide.mgx-one .mgx-pane > .mgx-side { grid-column: 2; display: block; } /* the panel sticks inside, not over what follows */
+.mgx-wide.mgx-one .mgx-panel { position: sticky; top: calc(var(--top, 66px) + 8px); }
 .mgx-wide.mgx-one .mgx-slot { grid-template: "name bar says gone" / 3.9em minmax(0, 7fr) minmax(0, 14fr) 6em; gap: 0 10px; }
 .mgx-narrow .mgx-bar-top { position: static; }
+.mgx-narrow :is(button, select, input, summary, [tabindex]) { scroll-margin: 8px 0 calc(34vh + 8px); }
+.mgx-narrow .mgx-panel * { scroll-margin: 8px 0; }
 .mgx-narrow .mgx-panel { position: sticky; bottom: 0; z-index: 2; max-height: 34vh; overflow-y: auto; box-shadow: 0 -4px 14px #0003; }
 .mgx-narrow .mgx-panel.mgx-empty { position: static; box-shadow: none; }
 .mgx-narrow .mgx-slot { grid-template: "name bar" "gone says" / 4.6em minmax(0, 1fr); }
@@ -131,12 +140,13 @@ const ICONS = { first: "M3 3h2.5v14H3zM17 3v14L6.5 10z", back: "M14.5 3v14L4.5 1
 
 // ---- words and numbers ----
 
-const CONTROLS = /[\u0000-\u001f\u007f-\u009f\u00a0\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]/gu;
+// What is not seen, or rearranges what stands around; not joiners and selectors, which shape what stands beside them.
+const CONTROLS = /(?![\u200c\u200d\p{VS}])[\p{Cc}\p{Cf}\p{Cs}\p{Z}\p{DI}]/gu;
 const NAMED = { "\n": "↵", "\t": "⇥", "\u007f": "␡", "\u00a0": "⍽" };
 
 /** A token with nothing invisible left in it: a space is ·, a newline ↵, and no control character can rearrange what stands around. */
 const visible = (text) => text === "" ? "∅" : text.replace(/ /g, "·").replace(CONTROLS, (c) => NAMED[c] ??
-  (c < " " ? String.fromCharCode(0x2400 + c.charCodeAt(0)) : `⟨U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`));
+  (c < " " ? String.fromCharCode(0x2400 + c.charCodeAt(0)) : `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`));
 
 /** The same for running text: without the space that many tokens begin with, and not longer than 30 characters. */
 function named(text) {
@@ -180,7 +190,7 @@ class Trace {
     this.chooseColours();
   }
 
-  /** Tokens get colours in the order in which they first make up a tenth of a slot, so that those in the memory together differ. */
+  /** Tokens get looks in the order in which they first make up a tenth of a slot: of any 28 that follow each other, no two are alike. */
   chooseColours() {
     this.order = new Int32Array(this.T).fill(-1);
     let next = 0;
@@ -189,15 +199,16 @@ class Trace {
     }
   }
 
+  /** A token's colour and pattern; null for one that never makes up a tenth of a slot. */
   colour(token) {
-    const order = this.order[token] < 0 ? token : this.order[token];
-    return { fill: ORIGINS[order % 7][0], ink: ORIGINS[order % 7][1], pattern: PATTERNS[Math.floor(order / 7) % 4] };
+    const order = this.order[token];
+    return order < 0 ? null : { fill: ORIGINS[order % 7][0], ink: ORIGINS[order % 7][1], pattern: PATTERNS[Math.floor(order / 7) % 4] };
   }
 
   text(token) { return this.words[this.tokens[token]]; }
   segment(token) { return Math.floor(token / this.L); }
   length(step) { return Math.min(this.L, this.T - step * this.L); }
-  wrote(step, slot, column) { return this.write[(step * this.M + slot) * (this.L + 1) + column] / 255; } // column 0: kept
+  wrote(step, slot, column) { return this.write[(step * this.M + slot) * (this.L + 1) + column] / 65535; } // column 0: kept
   initialShare(step, slot) { return this.initial[(step + 1) * this.M + slot] / 65535; }
   restShare(step, slot) { return this.rest[(step + 1) * this.M + slot] / 65535; }
 
@@ -256,7 +267,7 @@ class Trace {
     changed.sort((a, b) => b.share - a.share);
     const says = [`Segment ${step} changed ${many(changed.length, "slot")} of ${this.M}: `];
     changed.slice(0, 3).forEach(({ slot, share, token }, i) =>
-      says.push(`${i ? "; " : ""}slot ${slot} took ${percent(share)} from “`, { word: named(this.text(token)) }, "”"));
+      says.push(`${i ? "; " : ""}slot ${slot} took `, ...(share ? [`${percent(share)} from “`, { word: named(this.text(token)) }, "”"] : ["nothing from its tokens"])));
     return [...says, changed.length > 3 ? `; and ${changed.length - 3} more.` : "."];
   }
 }
@@ -325,6 +336,13 @@ function roving(list, items, { vertical, pin }) {
   });
 }
 
+/** Fills an element anew. If one of its buttons had the keyboard's focus, the one in its place gets it, and `otherwise` if there is none. */
+function refill(element, fill, otherwise) {
+  const buttons = () => [...element.querySelectorAll("button")], at = buttons().indexOf(element.getRootNode().activeElement);
+  fill();
+  if (at >= 0) (buttons()[Math.min(at, buttons().length - 1)] ?? otherwise).focus();
+}
+
 /** How far to the item that stands nearest in the line above (−1) or below (1). */
 function rowStep(items, at, direction) {
   const x = (item) => item.offsetLeft + item.offsetWidth / 2, here = items[at];
@@ -347,12 +365,12 @@ const luminance = (rgb) => rgb.map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((
 /** The page's colours for canvases: one for each of 256 shares, and what can be read on it; greys for what was kept. */
 function palette(root) {
   const style = getComputedStyle(root), get = (name) => style.getPropertyValue(name).trim(), dark = style.colorScheme === "dark";
-  const stops = RAMPS[dark ? "dark" : "light"].map(channels), card = channels(get("--fill").slice(1)), grey = channels(dark ? "6b7484" : "a9b0bb");
+  const stops = RAMPS[dark ? "dark" : "light"].map(channels), card = channels(get("--fill").slice(1)), grey = channels(dark ? "949eae" : "7f8896");
   const shares = { ramp: [], css: [], on: [] }, kept = { css: [], on: [] };
   for (let level = 0; level < 256; level++) {
     const place = level / 255 * (stops.length - 1), i = Math.min(Math.floor(place), stops.length - 2);
     shares.ramp.push(level === 0 ? card : mix(stops[i], stops[i + 1], place - i));
-    for (const [scale, colour] of [[shares, shares.ramp[level]], [kept, mix(card, grey, level / 255)]]) {
+    for (const [scale, colour] of [[shares, shares.ramp[level]], [kept, level === 0 ? card : mix(card, grey, 0.45 + 0.55 * level / 255)]]) {
       scale.css.push(`rgb(${colour})`);
       scale.on.push(luminance(colour) > 0.18 ? "#000" : "#fff");
     }
@@ -398,12 +416,27 @@ function fitted(c, word, room) {
   return width <= room ? word : characters.slice(0, Math.max(1, Math.floor(characters.length * room / width) - 1)).join("") + "…";
 }
 
+/** What the colours of cells stand for: how 0 looks, and from a little to all. kept: there are greys too. */
+function scale(view, kept) {
+  const bars = [h("i"), ...(kept ? [h("i")] : [])], gradient = (css) => `linear-gradient(90deg, ${css.slice(1).filter((_, i) => i % 32 === 0 || i === 254)})`;
+  let painted = null;
+  return {
+    element: h("p", { class: "mgx-scale mgx-soft", "aria-hidden": "true" }, "0 ", h("i"), " · a little ", bars[0], " all", kept ? [" · kept, a little ", bars[1], " all"] : []),
+    draw() {
+      if (painted === view.colours) return;
+      painted = view.colours;
+      bars.forEach((bar, i) => { bar.style.background = gradient([painted.shares, painted.kept][i].css); });
+    },
+  };
+}
+
 // ---- the parts of the view ----
 
 /** All segments at once: which of them wrote into which slot. */
 function overview(view, pane) {
   const { trace } = pane, { S, M } = trace, rowHeight = Math.max(2, Math.min(9, Math.floor(128 / M))), height = M * rowHeight;
   const canvas = h("canvas", { "aria-hidden": "true" }), note = h("p", { class: "mgx-read-out mgx-soft", "aria-hidden": "true" });
+  const legend = scale(view, false);
   let base = null, painted = null, width = 0;
 
   function paintBase() { // at most one column for a pixel: of the segments that share one, the strongest write is shown
@@ -411,7 +444,7 @@ function overview(view, pane) {
     for (let s = 0; s < S; s++) {
       const x = Math.floor(s * columns / S);
       for (let m = 0; m < M; m++) {
-        const level = Math.max(255 - trace.write[(s * M + m) * (trace.L + 1)], trace.moved[s * M + m] > 0 ? 1 : 0);
+        const level = Math.max(Math.round(255 * (1 - trace.wrote(s, m, 0))), trace.moved[s * M + m] > 0 ? 1 : 0);
         if (level > levels[m * columns + x]) levels[m * columns + x] = level;
       }
     }
@@ -423,6 +456,7 @@ function overview(view, pane) {
   }
 
   function draw() {
+    legend.draw();
     if (!width) return;
     if (!base || painted !== view.colours) paintBase();
     const c = prepare(canvas, width, height + 20), x = (s) => s * width / S, w = Math.max(width / S, 3);
@@ -440,7 +474,7 @@ function overview(view, pane) {
       c.strokeRect(1, view.slot * rowHeight, width - 2, rowHeight);
       for (const { token, share } of trace.made(view.step, view.slot).reverse()) { // where its tokens come from: the taller, the more
         const segment = trace.segment(token), tall = 4 + 15 * share;
-        c.fillStyle = trace.colour(token).fill;
+        c.fillStyle = trace.colour(token)?.fill ?? view.colours.greyer;
         c.strokeStyle = view.colours.ink;
         c.lineWidth = 1;
         c.fillRect(x(segment), height + 20 - tall, w, tall);
@@ -473,7 +507,7 @@ function overview(view, pane) {
   setText(note, hint);
   const element = card(view, pane, "All segments",
     h("p", { class: "mgx-soft" }, "Each row is a slot, each column a segment. A coloured cell: the segment wrote into the slot, the stronger the more. ",
-      "Below the columns: where the slot's tokens (bars) or the token (triangle) that you point at come from."), canvas, note);
+      "Below the columns: where the slot's tokens (bars) or the token (triangle) that you point at come from."), legend.element, canvas, note);
   element.classList.add("mgx-overview");
   view.observeSize(canvas.parentElement, () => { width = canvas.clientWidth; base = null; draw(); });
   return { element, draw };
@@ -501,7 +535,7 @@ function text(view, pane) {
       rows.push(h("button", { type: "button", onclick: () => view.go(s), "aria-label": `go to segment ${s}` }, `segment ${s}`), h("p", {}, words));
     }
     if (view.step > WINDOW) rows.unshift(h("p", { class: "mgx-soft", style: "grid-column: 1 / -1" }, `(${many(view.step - WINDOW, "segment")} before these)`));
-    before.replaceChildren(...(rows.length ? rows : [h("p", { style: "grid-column: 1 / -1" }, "This is the first segment.")]));
+    refill(before, () => before.replaceChildren(...(rows.length ? rows : [h("p", { style: "grid-column: 1 / -1" }, "This is the first segment.")])), more.firstChild);
   }
 
   /** Tokens that make up at least a tenth of a slot: token → [{slot, share}]. */
@@ -532,11 +566,16 @@ function text(view, pane) {
 
   function step() {
     const start = view.step * trace.L, length = trace.length(view.step);
+    const at = chips.findIndex((chip) => chip.tabIndex === 0), focused = chips[at].matches(":focus");
+    if (at >= length) { // it is about to vanish
+      chips[at].tabIndex = -1;
+      chips[length - 1].tabIndex = 0;
+      if (focused) chips[length - 1].focus();
+    }
     chips.forEach((chip, i) => {
       chip.hidden = i >= length;
       if (i < length) setText(chip.firstChild, visible(trace.text(start + i)));
     });
-    if (!shown().some((chip) => chip.tabIndex === 0)) shown()[0].tabIndex = 0;
     setText(title, `Text of segment ${view.step}`);
     says.replaceChildren(...nodes(trace.event(view.step)));
     fillBefore();
@@ -578,7 +617,7 @@ function slots(view, pane) {
       for (const { token, share, short } of trace.parts(view.step, slot)) {
         const x = Math.round(end), wide = Math.round(end += share * width) - x, initial = short === "initial";
         if (wide <= 0) continue;
-        const { fill, ink, pattern } = short ? { fill: colours.greyer, ink: colours.ink, pattern: initial ? 1 : null } : trace.colour(token);
+        const { fill, ink, pattern } = (short ? null : trace.colour(token)) ?? { fill: colours.greyer, ink: colours.ink, pattern: initial ? 1 : null };
         c.fillStyle = fill;
         c.fillRect(x, 0, wide, 20);
         if (pattern !== null) stripes(c, x, wide, 20, pattern, initial ? colours.grey : ink === "#fff" ? "#0006" : "#fff6");
@@ -620,7 +659,7 @@ function slots(view, pane) {
     });
   }
   const element = card(view, pane, "What each slot is made of",
-    h("p", { class: "mgx-soft" }, "A token has the same colour and pattern in every slot; grey is what is left of the slot’s initial value, and all other tokens together.",
+    h("p", { class: "mgx-soft" }, "A token has the same colour and pattern in every slot. Grey with stripes: what is left of the slot’s initial value; grey without: the other tokens, and those that never make up a tenth of a slot.",
       trace.exact ? "" : " This model's rule does not mix token values: what is shown is what its write attention, a summary, amounts to."), list);
   view.observeSize(list, () => { width = rows[0].bar.clientWidth; draw(); });
   return { element, draw, step, point };
@@ -669,20 +708,17 @@ function panel(view, pane) {
   }
 
   function point() {
-    const root = view.root.getRootNode(), at = [...element.querySelectorAll("button")].indexOf(root.activeElement);
     const slot = view.slot !== null && view.slot < trace.M ? view.slot : null;
     const nothing = view.token === null && slot === null;
     element.classList.toggle("mgx-empty", nothing);
-    tokenBlock.replaceChildren(...(view.token !== null ? aboutToken(view.token)
-      : nothing ? [h("p", {}, "Point at a token: which slots hold it, where it read from, what the model expects next. Point at a slot: " +
-        "the tokens it is made of, and when they came. Choose one (click, or Enter) to pin it while you step on; Esc lets it go.")] : []));
-    slotBlock.replaceChildren(...(slot === null ? [] : aboutSlot(slot)));
-    tokenBlock.hidden = !tokenBlock.firstChild;
-    slotBlock.hidden = slot === null;
-    if (at >= 0) { // the button that had the keyboard's focus is gone: pass it on
-      const buttons = element.querySelectorAll("button");
-      (buttons[Math.min(at, buttons.length - 1)] ?? view.root).focus();
-    }
+    refill(element, () => {
+      tokenBlock.replaceChildren(...(view.token !== null ? aboutToken(view.token)
+        : nothing ? [h("p", {}, "Point at a token: which slots hold it, where it read from, what the model expects next. Point at a slot: " +
+          "the tokens it is made of, and when they came. Choose one (click, or Enter) to pin it while you step on; Esc lets it go.")] : []));
+      slotBlock.replaceChildren(...(slot === null ? [] : aboutSlot(slot)));
+      tokenBlock.hidden = !tokenBlock.firstChild;
+      slotBlock.hidden = slot === null;
+    }, view.root);
   }
   const element = card(view, pane, "What you point at", tokenBlock, slotBlock);
   element.classList.add("mgx-panel");
@@ -696,12 +732,14 @@ function matrix(view, pane, { title, about, columns, value, say, wordOf }) {
   const canvas = h("canvas", { "aria-hidden": "true" }), heading = h("span"), note = h("p", { class: "mgx-read-out" });
   const region = h("div", { class: "mgx-scroll", tabindex: 0, role: "application", "aria-roledescription": "matrix",
     "aria-label": `${about.label}${pane.of}: arrow keys go from cell to cell` }, canvas);
+  const legend = scale(view, columns[0] === 0);
   let cursor = { row: 0, column: columns[0] };
   const cellSize = () => Math.max(view.numbers ? 27 : 0, L <= 20 ? 28 : L <= 40 ? 20 : L <= 80 ? 15 : L <= 256 ? 11 : 6);
   const x = (column, cell) => left + column * cell + (column > 0 ? 6 : 0); // keep, column 0, stands apart
 
   function draw() {
     const cell = cellSize(), n = trace.length(view.step), width = x(Math.min(L, trace.T) + 1, cell) + 2, height = top + M * cell + 2;
+    legend.draw();
     const c = prepare(canvas, width, height), { colours } = view;
     if (canvas.style.width !== `${width}px`) {
       canvas.style.width = `${width}px`;
@@ -797,7 +835,7 @@ function matrix(view, pane, { title, about, columns, value, say, wordOf }) {
     event.stopPropagation();
   });
   readOut(null);
-  const element = card(view, pane, heading, h("p", { class: "mgx-soft" }, about.text), region, note);
+  const element = card(view, pane, heading, h("p", { class: "mgx-soft" }, about.text), legend.element, region, note);
   return { element, draw, step() {
     setText(heading, title());
     if (region.matches(":focus-visible")) readOut(cursor);
@@ -897,9 +935,8 @@ function toolbar(view) {
 
 const NAMES = ["step", "layer", "head", "token", "slot"];
 
-/** Shows a model in a new element inside `parent`. level: of its first heading; keyboard: where keys are listened to, if not there.
- * Returns what takes it all down again. */
-async function mount(model, parent, level, keyboard) {
+/** Shows a model in a new element inside `parent`. level: of its first heading. Returns what takes it all down again. */
+async function mount(model, parent, level) {
   const { title, names, traces: packed } = model.get("payload"), traces = await Promise.all(packed.map(unpack));
   // JupyterLab would take keys such as "." and "l" for its own shortcuts.
   const root = h("div", { class: "mgx", role: "region", "aria-label": title, tabindex: -1, "data-lm-suppress-shortcuts": "true" });
@@ -930,7 +967,9 @@ async function mount(model, parent, level, keyboard) {
     leave(event) { if (!event.relatedTarget?.closest(".mgx-panel")) view.hover({}); },
     play(on) {
       clearInterval(timer);
+      const before = view.playing;
       view.playing = on && view.step < traces[0].S - 1;
+      if (before && !view.playing) announce();
       if (view.playing) timer = setInterval(() => { view.go(view.step + 1); if (view.step === traces[0].S - 1) view.play(false); }, 1000 / view.speed);
       tools.playing();
     },
@@ -964,12 +1003,13 @@ async function mount(model, parent, level, keyboard) {
   wide();
   view.observeSize(root, wide);
   const tools = toolbar(view);
+  view.observeSize(tools.element, () => root.style.setProperty("--top", `${tools.element.offsetHeight}px`));
   const panes = traces.map((trace, i) => {
     const name = traces.length > 1 ? names[i] : "", pane = { trace, name, of: name && `, ${isolated(name)}` };
     const [all, words, boxes, facts, wrote, read, table] = [overview, text, slots, panel, writeMatrix, readMatrix, tables].map((make) => make(view, pane));
     parts.push(all, words, boxes, facts, wrote, read, table);
     return h("div", { class: "mgx-pane" }, name ? h("p", { class: "mgx-title" }, bdi(name)) : null, all.element, h("div", { class: "mgx-main" }, words.element, boxes.element),
-      facts.element, h("div", { class: "mgx-matrices" }, wrote.element, read.element), table.element);
+      h("div", { class: "mgx-side" }, facts.element), h("div", { class: "mgx-matrices" }, wrote.element, read.element), table.element);
   });
   parts.push(tools);
   const { T, S, L, M } = traces[0];
@@ -990,11 +1030,11 @@ async function mount(model, parent, level, keyboard) {
     event.preventDefault();
     event.stopPropagation();
   }
-  const listening = keyboard ?? root;
-  listening.addEventListener("keydown", keys);
-  cleanup.push(() => listening.removeEventListener("keydown", keys), () => clearInterval(timer), followTheme(root, view.repaint));
+  root.addEventListener("keydown", keys);
+  cleanup.push(() => clearInterval(timer), followTheme(root, view.repaint));
   view.colours = palette(root);
-  const changed = { step: () => { update(true); view.say(traces.map((trace, i) => (panes.length > 1 ? `${names[i]}: ` : "") + flat(trace.event(view.step))).join(" ")); },
+  const announce = () => view.say(traces.map((trace, i) => (panes.length > 1 ? `${names[i]}: ` : "") + flat(trace.event(view.step))).join(" "));
+  const changed = { step: () => { update(true); if (!view.playing) announce(); }, // playing, it would be said faster than it can be heard
     layer: () => update(true), head: () => update(true), token: () => update(false), slot: () => update(false) };
   for (const [name, f] of Object.entries(changed)) {
     model.on(`change:${name}`, f);
@@ -1028,8 +1068,8 @@ async function render({ model, el }) {
 }
 
 /** Shows, inside an element of any page, what MemoryExplorer keeps for it in a notebook's output: {payload, step, layer, head, token, slot}.
- * level: of its first heading; keyboard: where keys are listened to, undefined: while the focus is inside. Returns what takes it down. */
-export function show(state, parent, level = 2, keyboard = undefined) {
+ * level: of its first heading. Returns what takes it down. */
+export function show(state, parent, level = 2) {
   const values = { ...state }, listeners = {};
   const model = {
     get: (name) => values[name],
@@ -1038,15 +1078,21 @@ export function show(state, parent, level = 2, keyboard = undefined) {
     on: (event, f) => (listeners[event.slice(7)] ??= []).push(f),
     off() {},
   };
-  return mount(model, parent, level, keyboard);
+  return mount(model, parent, level);
 }
 
-/** Shows the state that stands in the page. */
-function openPage() {
+/** Shows the state that stands in the page; where that fails, as in a browser that cannot inflate, what it has for one without scripts. */
+async function openPage() {
   const main = document.querySelector("main");
   main.classList.add("mgx-page");
   document.body.style.margin = "0";
-  return show(JSON.parse(document.querySelector("script[type='application/json']").textContent), main, 1, document); // nothing else wants a key
+  try {
+    await show(JSON.parse(document.querySelector("script[type='application/json']").textContent), main, 1);
+    main.querySelector(".mgx").focus(); // keys work at once, until the focus goes elsewhere
+  } catch {
+    const still = new DOMParser().parseFromString(document.querySelector("noscript").textContent, "text/html").body;
+    main.replaceChildren("This browser cannot show the explorer live. This is how it stood:", ...still.children);
+  }
 }
 
 export default { render };

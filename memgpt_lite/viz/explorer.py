@@ -21,7 +21,7 @@ import numpy as np
 import traitlets
 
 from ..tracing import MemoryTrace
-from .figures import Picture, memory_after
+from .figures import Picture, memory_after, written
 
 MIME = "application/vnd.memgpt-lite.explorer+json"  # of the state in a notebook's output
 SCRIPT = Path(__file__).with_name("explorer.js")
@@ -81,6 +81,8 @@ class MemoryExplorer(anywidget.AnyWidget):
         self._traces = [trace] if other is None else [trace, other]
         if other is not None:
             _check_fit(trace, other)
+        if isinstance(names, str):
+            raise ValueError(f"names is the one string {names!r}: pass a name for each trace, as in names=({names!r}, …)")
         if len(names) < len(self._traces):
             raise ValueError(f"{len(names)} names were given for {len(self._traces)} traces: pass one for each")
         self.title, self.names = title, names[: len(self._traces)]
@@ -173,7 +175,7 @@ def _pack(trace: MemoryTrace) -> dict:
     next_words = np.array([shown[number] for number in ids.tolist()], np.uint32)[inverse.reshape(trace.next_tokens.shape)]
     arrays = {
         "tokens": numbers_of(trace.tokens),
-        "write": _shares(trace.write_attention, 8),
+        "write": _shares(written(trace), 16),
         "read": _shares(trace.read_attention, 8),
         "moved": trace.moved.astype(np.float32),
         "sources": trace.source_tokens.astype(np.int32),

@@ -97,6 +97,12 @@ def _check_tokens(tokens: Sequence[str], count: int) -> list[str]:
     return list(tokens)
 
 
+def _word(token: str) -> str:
+    """A token as an axis can hold it: nothing invisible in it, and not long."""
+    word = "".join(c if c.isprintable() else "↵" if c == "\n" else "�" for c in token.removeprefix(" ") or "·∅"[not token])
+    return word if len(word) <= 12 else word[:11] + "…"
+
+
 def slots(memory: Tensor, title: str = "The memory: one row a slot") -> Picture:
     """What numbers are in the slots? memory: (M, D)."""
     values = _array(memory)
@@ -104,48 +110,54 @@ def slots(memory: Tensor, title: str = "The memory: one row a slot") -> Picture:
     picture = Picture(figsize=(7, 0.6 + 0.16 * len(values)))
     axes = picture.subplots()
     image = axes.imshow(values, aspect="auto", cmap="PuOr", vmin=-limit, vmax=limit, interpolation="nearest")
-    axes.set(title=title, xlabel="dimension", ylabel="slot")
+    axes.set_title(title, parse_math=False)
+    axes.set(xlabel="dimension", ylabel="slot")
     picture.colorbar(image, label="value")
-    equal = " All slots are equal." if np.allclose(values, values[0]) else ""
+    equal = " All slots are equal." if (values == values[0]).all() else ""
     picture.alt = (
         f"{title}. A heat map of {values.shape[0]} slots by {values.shape[1]} dimensions, "
-        f"values from {values.min():.2f} to {values.max():.2f}.{equal}"
+        f"values from {values.min():.3g} to {values.max():.3g}.{equal}"
     )
     return picture
 
 
 def slots_through_time(memories: Sequence[Tensor], title: str = "How far each slot moved in each segment") -> Picture:
     """Which slots changed when? memories: S + 1 tensors (M, D), before the first segment and after each."""
-    states = np.stack([_array(memory) for memory in memories])  # (S + 1, M, D)
+    states = np.stack([_array(memory) for memory in memories]).astype(float)  # (S + 1, M, D); float16 has no room for squares
     moved = np.sqrt(((states[1:] - states[:-1]) ** 2).mean(-1)).T  # (M, S)
+    still = (states[1:] == states[:-1]).all(-1).T  # (M, S)
     picture = Picture(figsize=(7, 0.9 + 0.16 * len(moved)))
     axes = picture.subplots()
     image = axes.imshow(moved, aspect="auto", cmap="cividis", vmin=0, interpolation="nearest")
-    still = moved == 0
-    if still.size <= 1000:
-        for slot, segment in np.argwhere(still):
-            axes.text(segment, slot, "·", color="white", ha="center", va="center")
-    axes.set(title=f"{title} (· = not at all)", xlabel="segment", ylabel="slot")
+    dots = np.argwhere(still) if still.size <= 1000 else []
+    for slot, segment in dots:
+        axes.text(segment, slot, "·", color="white", ha="center", va="center")
+    axes.set_title(f"{title}{' (· = not at all)' if len(dots) else ''}", parse_math=False)
+    axes.set(xlabel="segment", ylabel="slot")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     picture.colorbar(image, label="root mean square change")
-    picture.alt = (
-        f"{title}. A heat map of {moved.shape[0]} slots by {moved.shape[1]} segments. {percent(still.mean())} of the cells are "
-        f"exactly zero; the largest change is {moved.max():.2f}, in segment {moved.max(0).argmax()}."
+    says = (
+        "Nothing changed."
+        if still.all()
+        else f"{percent(still.mean())} of the cells are exactly zero; the largest change is {moved.max():.2g}, "
+        f"in segment {moved.max(0).argmax()}."
     )
+    picture.alt = f"{title}. A heat map of {moved.shape[0]} slots by {moved.shape[1]} segments. {says}"
     return picture
 
 
 def _draw_write(axes, attention: np.ndarray, tokens: Sequence[str]):
     image = axes.imshow(attention, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
     axes.axvline(0.5, color="white", linewidth=3)
-    axes.set_xticks(range(len(tokens) + 1), ["keep", *tokens], rotation=90, parse_math=False)  # else $…$ is mathematics
+    words = ["keep", *(_word(token) for token in tokens)]
+    axes.set_xticks(range(len(words)), words, rotation=90, parse_math=False)  # else $…$ is mathematics
     axes.set(xlabel="what the slot takes from", ylabel="slot")
     return image
 
 
 def _say_write(attention: np.ndarray, tokens: Sequence[str]) -> str:
     keep, write = attention[:, 0], attention[:, 1:]
-    says = [f"{(keep == 1).sum()} of {len(keep)} slots keep everything exactly."]
+    says = [f"{(keep == 1).sum()} of {len(keep)} slots have a keep of 1."]
     for slot in np.argsort(keep)[:4]:
         if keep[slot] < 0.99:
             token = write[slot].argmax()
@@ -164,7 +176,7 @@ def write_picture(
     picture = Picture(figsize=(1.5 + 0.32 * attention.shape[1], 1.6 + 0.17 * len(attention)))
     axes = picture.subplots()
     picture.colorbar(_draw_write(axes, attention, tokens), label="share (a row sums to 1)")
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
     picture.alt = f"{title}. A heat map of slots by keep and tokens. {_say_write(attention, tokens)}"
     return picture
 
@@ -179,9 +191,9 @@ def read_picture(read_attention: Tensor, tokens: Sequence[str], title: str = "Wh
     for head, (axes, weights) in enumerate(zip(panels, attention)):
         image = axes.imshow(weights, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
         axes.set(title=f"head {head}", xlabel="slot", xticks=range(0, count, 2))
-        axes.set_yticks(range(length), tokens if head == 0 else [], parse_math=False)
+        axes.set_yticks(range(length), [_word(token) for token in tokens] if head == 0 else [], parse_math=False)
     picture.colorbar(image, ax=panels, label="share (a row sums to 1)")
-    picture.suptitle(title, x=0.02, ha="left", fontsize=11)
+    picture.suptitle(title, x=0.02, ha="left", fontsize=11, parse_math=False)
     says = []
     for position in np.argsort(-attention.max((0, 2)))[:4]:
         head, slot = np.unravel_index(attention[:, position].argmax(), (heads, count))
@@ -200,10 +212,10 @@ def alignment_picture(
     picture = Picture(figsize=(1.8 + 0.27 * shares.shape[1], 1.2 + 0.22 * len(shares)))
     axes = picture.subplots()
     image = axes.imshow(shares, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
     axes.set(xlabel="read from (source token; “first”: what slots began with)", ylabel="to write")
-    axes.set_xticks(range(shares.shape[1]), ["first", *source], parse_math=False)
-    axes.set_yticks(range(len(target)), target, parse_math=False)
+    axes.set_xticks(range(shares.shape[1]), ["first", *(_word(token) for token in source)], parse_math=False)
+    axes.set_yticks(range(len(target)), [_word(token) for token in target], parse_math=False)
     if max(map(len, source), default=0) > 2:  # words need more room than letters
         axes.tick_params(axis="x", labelrotation=90)
     axes.get_xticklabels()[0].set_rotation(90)
@@ -238,7 +250,7 @@ def _draw_provenance(axes, shares: np.ndarray, tokens: Sequence[str], show: int 
                     axes.text(
                         left + share / 2,
                         slot,
-                        tokens[token],
+                        _word(tokens[token]),
                         ha="center",
                         va="center",
                         fontsize=8,
@@ -266,7 +278,7 @@ def provenance_bars(shares: Tensor, tokens: Sequence[str], title: str = "What ea
     picture = Picture(figsize=(7, 0.9 + 0.22 * len(values)))
     axes = picture.subplots()
     says = _draw_provenance(axes, values, tokens)
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
     picture.alt = f"{title}. Stacked bars. {'; '.join(says)}."
     return picture
 
@@ -291,15 +303,16 @@ def memory_at(write_attention: Tensor, tokens: Sequence[str], shares: Tensor, al
     picture = Picture(figsize=(10.5, 1.8 + 0.19 * len(attention)))
     left, right = picture.subplots(1, 2, width_ratios=(1.25, 1))
     says = _draw_memory(left, right, attention, tokens, values, all_tokens)
-    picture.suptitle(title, x=0.02, ha="left", fontsize=12)
+    picture.suptitle(title, x=0.02, ha="left", fontsize=12, parse_math=False)
     picture.alt = f"{title}. {says}"
     return picture
 
 
-def _word(token: str) -> str:
-    """A token as an axis can hold it: nothing invisible in it, and not long."""
-    word = "".join(c if c.isprintable() else "↵" if c == "\n" else "�" for c in token.removeprefix(" ") or token)
-    return word if len(word) <= 12 else word[:11] + "…"
+def written(trace: MemoryTrace) -> np.ndarray:
+    """A trace's write attention, (S, M, 1 + L), in which only slots that did not move have a keep of 1: float16 rounds 0.9999 to 1."""
+    attention = trace.write_attention.astype(float)
+    attention[..., 0] = np.minimum(attention[..., 0], np.where(trace.moved > 0, np.nextafter(1, 0), 1))
+    return attention
 
 
 def memory_after(traces: Sequence[tuple[str, MemoryTrace]], step: int, title: str) -> Picture:
@@ -313,9 +326,7 @@ def memory_after(traces: Sequence[tuple[str, MemoryTrace]], step: int, title: st
     panels = picture.subplots(rows, columns, height_ratios=heights, width_ratios=None if long else (1.25, 1), squeeze=False)
     says = []
     for (name, trace), (update, holds) in zip(traces, panels.reshape(-1, 2)):
-        attention = trace.write_attention[step, :, : 1 + len(here)].astype(float)  # (M, 1 + L)
-        # float16 has rounded the greatest shares below 1 to 1
-        attention[:, 0] = np.minimum(attention[:, 0], np.where(trace.moved[step] > 0, np.nextafter(1, 0), 1))
+        attention = written(trace)[step, :, : 1 + len(here)]  # (M, 1 + L)
         sources, place = np.unique(trace.source_tokens[step + 1], return_inverse=True)  # (N): numbers of tokens, or −1; (M, K)
         shares = np.zeros((len(attention), 1 + len(sources)))
         shares[:, 0] = trace.initial_share[step + 1]
@@ -323,6 +334,9 @@ def memory_after(traces: Sequence[tuple[str, MemoryTrace]], step: int, title: st
         of = f"{name}: " if name else ""
         says.append(_draw_memory(update, holds, attention, here, shares, [_word(tokens[t]) for t in sources], of))
         update.tick_params("x", labelsize=8 if long else 10)
+        every = 1 + len(here) // 80  # more labels would overlap
+        for i, label in enumerate(update.get_xticklabels()):
+            label.set_visible(i % every == 0)
     title = f"{title}, after segment {step}"
     picture.suptitle(title, x=0.02, ha="left", fontsize=12, parse_math=False)
     picture.alt = f"{title}. {' '.join(says)}"
@@ -352,8 +366,9 @@ def before_and_after(
         names = ["their initial value", *all_tokens]
         mostly = Counter(f"mostly {names[row.argmax()]}" if row.max() > 0.5 else "a mixture" for row in values)
         says.append(f"{name}, of {len(values)} slots: {', '.join(f'{n} {what}' for what, n in mostly.most_common())}.")
-        axes.set(title=name, xlabel="share of the slot", ylabel="", xticks=(0, 0.5, 1))
-    picture.suptitle(title, x=0.02, ha="left", fontsize=12)
+        axes.set_title(name, parse_math=False)
+        axes.set(xlabel="share of the slot", ylabel="", xticks=(0, 0.5, 1))
+    picture.suptitle(title, x=0.02, ha="left", fontsize=12, parse_math=False)
     picture.alt = (
         f"{title}. Left, what was written: {_say_write(attention, tokens)} Then what the slots are made of. {' '.join(says)}"
     )
@@ -363,7 +378,8 @@ def before_and_after(
 def gradients_by_segment(gradients: dict[str, Tensor], title: str = "How far back the gradient reaches") -> Picture:
     """How much does the memory after each segment still matter to the loss?
 
-    gradients: by name, S + 1 entries each (S + 1, B, M, D), from `memory_gradients`. Zeros stand below the axis' break.
+    gradients: by name, S + 1 entries each (S + 1, B, M, D), from `memory_gradients`. Zeros stand below the axis' break;
+    what is not finite is not drawn.
     Raises `ValueError` without any.
     """
     if not gradients:
@@ -374,23 +390,26 @@ def gradients_by_segment(gradients: dict[str, Tensor], title: str = "How far bac
     for name, gradient in gradients.items():
         values = _array(gradient).astype(np.float64)  # in float32 the square of a small number is 0
         norms[name] = np.sqrt((values.reshape(len(values), -1) ** 2).sum(-1))[:-1]  # the last one is read by no segment
-    positive = np.concatenate([norm[norm > 0] for norm in norms.values()])
+    positive = np.concatenate([norm[(norm > 0) & np.isfinite(norm)] for norm in norms.values()])
     floor = positive.min() / 10 if len(positive) else 0.0
     for index, (name, norm) in enumerate(norms.items()):
-        axes.plot(np.where(norm > 0, norm, floor), marker="os^vD"[index % 5], label=name, color=COLOURS[index % len(COLOURS)])
-        zero = int((norm == 0).sum())
+        axes.plot(np.where(norm == 0, floor, norm), marker="os^vD"[index % 5], label=name, color=COLOURS[index % len(COLOURS)])
+        zero, lost = int((norm == 0).sum()), int((~np.isfinite(norm)).sum())
         says.append(
             f"{name}: {norm[-1]:.1e} at the last segment, {norm[0]:.1e} at the first"
             + (f", exactly zero {zero} times" if zero else "")
+            + (f", not finite {lost} times" if lost else "")
         )
     if floor:  # else all are zero
         axes.set_yscale("log")
     if any((norm == 0).any() for norm in norms.values()):
         axes.axhline(floor, color=GREY, linestyle=":")
         axes.annotate("exactly 0", (0, floor), textcoords="offset points", xytext=(2, 9), color="#555555")
-    axes.set(title=title, xlabel="memory before segment", ylabel="norm of ∂loss/∂memory")
+    axes.set_title(title, parse_math=False)
+    axes.set(xlabel="memory before segment", ylabel="norm of ∂loss/∂memory")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
+    for text in axes.legend().get_texts():
+        text.set_parse_math(False)
     picture.alt = f"{title}. Lines{' on a logarithmic axis' if floor else ''}. {'; '.join(says)}."
     return picture
 
@@ -406,7 +425,8 @@ def loss_curve(history, title: str = "Learning, stage by stage") -> Picture:
     picture = Picture(figsize=(7, 3.6))
     upper, lower = picture.subplots(2, 1, sharex=True)
     upper.plot(steps, history.loss, color=BLUE, linewidth=1)
-    upper.set(title=title, ylabel="loss (nats)", ylim=(0, 1.15 * max(history.loss)))
+    upper.set_title(title, parse_math=False)
+    upper.set(ylabel="loss (nats)", ylim=(0, 1.15 * max(history.loss)))
     lower.plot(steps, history.accuracy, color=VERMILION, linewidth=1)
     lower.set(xlabel="step", ylabel="accuracy", ylim=(0, 1.02))
     begins = [0, *(np.flatnonzero(np.diff(history.stage)) + 1)]
@@ -418,9 +438,11 @@ def loss_curve(history, title: str = "Learning, stage by stage") -> Picture:
         place = (begin + 1, 0.98 - 0.13 * row)
         upper.annotate(f" stage {history.stage[begin]}", place, xycoords=("data", "axes fraction"), va="top", fontsize=8)
     stages = ", ".join(f"stage {history.stage[b]} from step {b + 1}" for b in begins)
+    last = min(20, len(history))
+    loss, accuracy = np.mean(history.loss[-last:]), np.mean(history.accuracy[-last:])
     picture.alt = (
-        f"{title}. Two curves over {len(history)} steps: the loss goes from {history.loss[0]:.2f} to {history.loss[-1]:.2f} nats, "
-        f"the accuracy goes from {history.accuracy[0]:.2f} to {history.accuracy[-1]:.2f}; {stages}."
+        f"{title}. Two curves over {len(history)} steps: the loss goes from {history.loss[0]:.2f} to {loss:.2f} nats, the accuracy "
+        f"goes from {history.accuracy[0]:.2f} to {accuracy:.2f}, each the mean of the last {last} steps; {stages}."
     )
     return picture
 

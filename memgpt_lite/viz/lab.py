@@ -3,8 +3,10 @@
 import html
 from collections.abc import Callable, Iterable, Mapping
 
+import anywidget
 import ipywidgets as widgets
 import torch
+import traitlets
 
 from .. import tasks
 from ..interventions import Dependence, Reading, Source, swap_slots
@@ -70,13 +72,14 @@ class MemoryLab(widgets.VBox):
         if not texts:
             raise ValueError("a lab needs at least one text to begin with: pass texts={name: text}")
         self.model, self._encode, self._decode = model, encode, decode
-        self._past: list[dict[str, Reading]] = []
-        self._message, self._verdict = widgets.HTML(), {name: widgets.HTML(layout=_HALF) for name in "AB"}
+        self._past: list[tuple[dict[str, Reading], dict[str, str]]] = []  # readings, and what text they are of
+        self._message, self._verdict = widgets.HTML(), {name: _Status(layout=_HALF) for name in "AB"}
         names = list(texts)
         self._panels = {
             name: _Panel(self, name, texts, chosen) for name, chosen in (("A", names[0]), ("B", names[min(1, len(names) - 1)]))
         }
-        self.readings = {name: self._begin(name, panel.text.value) for name, panel in self._panels.items()}
+        self._texts = {name: panel.text.value for name, panel in self._panels.items()}
+        self.readings = {name: self._begin(name, text) for name, text in self._texts.items()}
         self._question = widgets.Text(question, description="question", continuous_update=False)
         self._question.observe(self._guard(lambda change: change["new"] != self._asks and self.ask(change["new"])), names="value")
         super().__init__(
@@ -98,8 +101,8 @@ class MemoryLab(widgets.VBox):
         """Begin a text, before its first segment: name is A or B."""
         _check_names([name])
         reading = self._begin(name, text)
-        self._go({**self.readings, name: reading})
-        self._panels[name].text.value = text
+        self._go({**self.readings, name: reading}, {**self._texts, name: text})
+        self._panels[name].put(text)
 
     def read_on(self, name: str, segments: int | None = 1) -> None:
         """Read that many more segments of A or B, None: all that are left."""
@@ -135,7 +138,10 @@ class MemoryLab(widgets.VBox):
         """Take back the last thing that was read or done."""
         if not self._past:
             raise ValueError("nothing has been done yet")
-        self.readings = self._past.pop()
+        begun, (self.readings, self._texts) = self._texts, self._past.pop()
+        for name, text in self._texts.items():
+            if text != begun[name]:  # else a reader may be typing there
+                self._panels[name].put(text)
         self._show()
 
     # ---- how ----
@@ -151,11 +157,11 @@ class MemoryLab(widgets.VBox):
     def _begin(self, name: str, text: str) -> Reading:
         return Reading.start(self.model, self._tokens(text, f"text {name}"), self._decode, name=name)
 
-    def _go(self, readings: dict[str, Reading]) -> None:
+    def _go(self, readings: dict[str, Reading], texts: dict[str, str] | None = None) -> None:
         if readings == self.readings:
             return  # nothing is left to read
-        self._past.append(self.readings)
-        self.readings = readings
+        self._past.append((self.readings, self._texts))
+        self.readings, self._texts = readings, texts or self._texts
         self._show()
 
     def _chosen(self) -> dict[str, list[int]]:
@@ -222,7 +228,7 @@ class MemoryLab(widgets.VBox):
             )
         says = html.escape(found.in_words(self._word(found), reading.share_of(self._word(found))))
         return (
-            f'<div class="mgl" role="status"><p><b>Memory {name} says, after “{html.escape(self._asks)}”</b></p>'
+            f'<div class="mgl"><p><b>Memory {name} says, after “{html.escape(self._asks)}”</b></p>'
             f'<div class="mgl-next">{"".join(rows)}</div><p>{says}</p></div>'
         )
 
@@ -238,20 +244,30 @@ class MemoryLab(widgets.VBox):
         return which_slots(found, self.readings[name].share_of(word), word, title)
 
 
+class _Status(anywidget.AnyWidget):
+    """HTML that a screen reader says whenever it is another: one live region that stays, since a new one would not be heard."""
+
+    _esm = """export default { render({ model, el }) {
+        const fill = () => { el.innerHTML = model.get("value"); };
+        el.setAttribute("role", "status");
+        fill();
+        model.on("change:value", fill);
+    } };"""
+    value = traitlets.Unicode().tag(sync=True)
+
+
 class _Panel:
     """One text and its slots."""
 
     def __init__(self, lab: MemoryLab, name: str, texts: Mapping[str, str], chosen: str):
-        choice = widgets.Dropdown(options=list(texts), value=chosen, description=f"text {name}", layout=_FULL)
-        self.text = widgets.Textarea(texts[chosen], description="", rows=2, layout=_FULL)
+        self._texts = texts
+        self._choice = widgets.Dropdown(options=list(texts), value=chosen, description=f"text {name}", layout=_FULL)
+        self.text = widgets.Textarea(texts[chosen], description=f"words of {name}", rows=2, layout=_FULL)
         self.text.add_class("mgl-text")
-        choice.observe(lab._guard(lambda change: lab.read(name, texts[change["new"]])), names="value")
+        self._choice.observe(lab._guard(lambda change: self._chose(lab, name, change["new"])), names="value")
         self.read = widgets.HTML()
         self.slots = [
-            (
-                widgets.ToggleButton(description=f"slot {j}", tooltip=f"Choose slot {j} of memory {name}", layout=_TOGGLE),
-                widgets.HTML(layout=_ROW),
-            )
+            (widgets.Checkbox(description=f"{name} slot {j}", indent=False, layout=_CHOICE), widgets.HTML(layout=_ROW))
             for j in range(lab.model.config.num_memory_slots)
         ]
         exact = "" if lab.model.update_rule.values_mix else ", by its write attention"  # elsewhere a summary
@@ -265,22 +281,32 @@ class _Panel:
             lab._button("Read a segment", lambda: lab.read_on(name), f"Read the next segment of text {name}"),
             lab._button("Read all", lambda: lab.read_on(name, None), f"Read text {name} to its end"),
         ]
-        self.text_box = widgets.VBox([choice, self.text, _row(*buttons), self.read], layout=_HALF)
+        self.text_box = widgets.VBox([self._choice, self.text, _row(*buttons), self.read], layout=_HALF)
         holders = lab._button(
             "holders", lambda: lab._choose_holders(name), f"Choose the slots of memory {name} that are mostly made of its answer"
         )
-        holders.layout = _TOGGLE
+        holders.layout = _CHOICE
         rows = [(holders, head), *self.slots]
-        self.slot_box = widgets.VBox([widgets.HBox(row) for row in rows], layout=_HALF)
+        self.slot_box = widgets.VBox([widgets.HBox(row, layout=_LINE) for row in rows], layout=_HALF)
+        self._name = name
+
+    def _chose(self, lab: MemoryLab, name: str, choice: str | None) -> None:
+        if choice is not None and self._texts[choice] != lab._texts[name]:  # else `put` chose
+            lab.read(name, self._texts[choice])
+
+    def put(self, text: str) -> None:
+        """Show what text stands there; a reader's own is none of the list's, whose texts can all be chosen then."""
+        self.text.value = text
+        self._choice.value = next((choice for choice, listed in self._texts.items() if listed == text), None)
 
     @property
     def chosen(self) -> list[int]:
-        return [j for j, (button, _) in enumerate(self.slots) if button.value]
+        return [j for j, (box, _) in enumerate(self.slots) if box.value]
 
     @chosen.setter
     def chosen(self, slots: list[int]) -> None:
-        for j, (button, _) in enumerate(self.slots):
-            button.value = j in slots
+        for j, (box, _) in enumerate(self.slots):
+            box.value = j in slots
 
     def show(self, reading: Reading, found: Dependence, colours: dict) -> None:
         length = reading.model.config.segment_length
@@ -296,8 +322,8 @@ class _Panel:
         self.read.value = (
             f'<p class="mgl-read" tabindex="0"><b>{reading.segments_read} of {reading.segments} segments read.</b> {text}</p>'
         )
-        for j, (button, row) in enumerate(self.slots):
-            button.description = f"slot {j}{' frozen' * (j in reading.frozen)}"
+        for j, (box, row) in enumerate(self.slots):
+            box.description = f"{self._name} slot {j}{' frozen' * (j in reading.frozen)}"
             held = reading.held(j)
             without, alone = found.without[j].item(), found.alone[j].item()
             words = html.escape(_in_words(held))
@@ -347,4 +373,5 @@ def _beside(boxes) -> widgets.HBox:
 
 _FULL, _ROW = widgets.Layout(width="98%"), widgets.Layout(flex="1 1 auto", min_width="0", margin="0 2px")
 _HALF = widgets.Layout(flex="1 1 28em", min_width="0", padding="4px")
-_TOGGLE = widgets.Layout(width="7em", flex="none", height="24px", margin="1px 2px")
+_LINE = widgets.Layout(align_items="center")
+_CHOICE = widgets.Layout(width="10.5em", flex="none", height="28px", margin="0 2px")
