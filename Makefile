@@ -13,7 +13,8 @@ READY := .venv/ready
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)  # in a container; JupyterLab asks for a token all the same
 SITE := docs/_build/html
 
-test notebooks site slides release screenshots: export HF_HUB_OFFLINE := 1  # nothing that runs here may need a network
+# Nothing that these run may need a network. (A comment behind the value would make its spaces part of it.)
+test notebooks site slides release screenshots: export HF_HUB_OFFLINE := 1
 
 .PHONY: lab test lint notebooks site slides release screenshots requirements clean
 

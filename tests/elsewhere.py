@@ -215,7 +215,7 @@ def measured(device: torch.device):
     )
 
 
-def text_generation_(device: torch.device):
+def novel_written(device: torch.device):
     tokenizer = load_tokenizer("text_generation_en")
     model = pretrained("text_generation_en", device)
     passages = text_generation.passages("en", tokenizer)[:2]
@@ -275,7 +275,7 @@ JOBS: dict[str, Callable] = {
     "look into": looked_into,
     "laboratory": laboratory,
     "measure": measured,
-    "text generation": text_generation_,
+    "text generation": novel_written,
     "translation": translated,
     "semantic matching": matched,
     "summarising": summarised,
