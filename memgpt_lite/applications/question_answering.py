@@ -489,11 +489,11 @@ RECIPES = {
         _train,
         evaluate,
         about="A MemGPT that answers questions about facts hidden in a novel: who is where, and who has what.",
-        data="*Pride and Prejudice*, chapters 1–44 to train, 45–49 to choose, 50–61 to measure, with statements between its sentences: two to nine in "
-        "a text of at most 128 tokens to train, eight in a text to measure, about a quarter of them overriding others. In training each slot was "
+        data="*Pride and Prejudice*, chapters 1–44 for training, 45–49 for choosing, 50–61 for measuring, with statements between its "
+        "sentences: two to nine in a training text of at most 128 tokens, eight in a text to measure on, about a quarter of them overriding others. In training each slot was "
         "also told which statements to take (`TaughtMemGPT`). `whole novel` contains the chapters of training too; its statements are new. "
         "Exact match, in per cent, on 40 texts of each length; `fifth 1` is the beginning of the text.",
-        limits=f"{len(tasks.NAMES)} names, {len(tasks.PLACES)} places, {len(THINGS)} things, four forms of statement and one of question for each "
-        "kind; a statement that is cut by the end of a segment; two facts that must be joined. Asked about what was never told, it guesses.",
+        limits=f"anything beyond {len(tasks.NAMES)} names, {len(tasks.PLACES)} places, {len(THINGS)} things, four forms of statement and "
+        "one of question for each kind. Nor can it use a statement that is cut by the end of a segment, or join two facts. Asked about what was never told, it guesses.",
     ),
 }

@@ -362,8 +362,8 @@ RECIPES = {
         about="A MemGPT whose memory after a verse is the verse's embedding: it finds the same verse in another translation.",
         data="`kjv_web_narrative.tsv`, Bible verses in the King James and the World English version, split by chapter "
         "(2,162 train, 215 validation, 539 test). Each King James verse of the test chapters looks for "
-        "its partner among 100: its own, up to 25 of the same chapter, others of the test chapters.",
-        limits="texts unlike these two translations; what is said of whom (it hardly notices two names that change places, or a *not* "
-        "that is taken away: notebook 10). It gives scores, no probabilities.",
+        "its partner among 100: its own, up to 25 of the same chapter, and others from the other test chapters.",
+        limits="texts unlike these two translations; who did what to whom (it hardly notices two names that change places, or a *not* "
+        "that is taken away: notebook 10). It gives scores, not probabilities.",
     )
 }

@@ -277,12 +277,12 @@ RECIPES = {
     "summarising": Recipe(
         train_model,
         evaluate,
-        about="A MemGPT that was taught to write a docstring's first line from its body, through its memory alone. It can write back "
-        "how an unseen body began; its summaries are weak.",
+        about="A MemGPT that was taught to write a docstring's first line from its body, through its memory alone. It can reproduce "
+        "the beginning of an unseen body; its summaries are weak.",
         data="`python_docstrings.jsonl`: docstrings of Python 3.11's standard library, divided by package; 253 of 41 modules for testing, "
         "159 of 32 for choosing, 1,320 of 218 to train on. The first 128 tokens of a body are read.",
-        limits="summarise. It writes lines in the manner of this library, nearly the same whatever it has read: look at the scores beside those "
-        "with another body's memory, and beside the first words of the body.",
+        limits="summarise. It writes lines in the style of this library, nearly the same whatever it has read: compare its scores with those "
+        "for another body's memory, and for the first words of the body.",
         licence="MIT, as the package; the texts are CPython's (Python Software Foundation License)",
     ),
 }

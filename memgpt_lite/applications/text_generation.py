@@ -378,9 +378,9 @@ def _recipe(language: str, title: str, limits: str) -> Recipe:
     return Recipe(
         learn,
         measure,
-        about=f"A MemGPT that goes on with {title}: a language model that reads 16 tokens at a time.",
-        data=f"`{book.file}`: chapters 1 to {book.train} to train on, the next {book.validation} to choose the recipe by, those from "
-        f"{last + 1} on to test. The tokens are {book.vocab_size:,} byte pairs of the training chapters. *cleared* is the same model, its memory "
+        about=f"A MemGPT that continues {title}: a language model that reads 16 tokens at a time.",
+        data=f"`{book.file}`: chapters 1 to {book.train} for training, the next {book.validation} for choosing the recipe, those from "
+        f"{last + 1} on for testing. The tokens are {book.vocab_size:,} byte pairs of the training chapters. *cleared* is the same model, its memory "
         "initialised again before every segment; the GPT-2s have about as many parameters, and saw as many tokens of the same "
         "chapters; learning rate and steps are those chosen for ours.",
         limits=limits,

@@ -337,8 +337,8 @@ RECIPES = {
         train_dates,
         evaluate_dates,
         about="A MemGPT that translates dates, English to Chinese and back: one segment reads, another writes, from the memory alone.",
-        data="every date from 1900 to 2099 in two forms, as `babel` writes it; 2,000 dates are for testing, 1,000 for choosing, and in "
-        "training no form of them is seen.",
+        data="every date from 1900 to 2099 in two forms, as `babel` writes it; 2,000 dates are for testing, 1,000 for choosing, and "
+        "training sees no form of these dates.",
         limits="anything but dates in these two forms. It does not check that a date exists (`translate_date` does).",
     ),
     "translation_sentences": Recipe(
@@ -347,7 +347,7 @@ RECIPES = {
         about="A MemGPT that was taught to translate short texts of user interfaces, English to Chinese and back, through its memory.",
         data="`ui_en_zh.tsv`: texts of JupyterLab and Django of at most 40 English and 16 Chinese characters; 300 for testing, 300 for "
         "choosing, none of which shares its English or Chinese text with one that is trained on.",
-        limits="texts of any other kind, and many of these: it has seen 2,205. Look at the scores beside retrieval.",
+        limits="texts of any other kind, and many of these: it has seen 2,205. Compare its scores with those of retrieval.",
         licence="BSD-3-Clause, as the texts",
     ),
 }

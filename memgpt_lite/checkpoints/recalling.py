@@ -52,11 +52,11 @@ RECALL = Recipe(
     train_recall,
     evaluate_recall,
     about="A MemGPT that recalls facts: four names with their places in the first segment, noise, four questions in the last.",
-    data=f"`memgpt_lite.tasks.AssociativeRecall`, made up as it trains; vocabulary of {len(tasks.VOCABULARY)} words; 1 to 4 segments. "
+    data=f"`memgpt_lite.tasks.AssociativeRecall`, made up during training; vocabulary of {len(tasks.VOCABULARY)} words; 1 to 4 segments. "
     "Measured on 1,024 documents from a seed that training does not use (`memgpt_lite.tasks.measure_recall`).",
-    limits=f"anything else. It knows {len(tasks.VOCABULARY)} words, was never asked about more than four facts, and takes a second "
-    "fact about the same name only as it comes. In its documents a name and its place begin at an even word, and it has learned that too: "
-    "shifted by one word, half of the answers are wrong (notebook 13).",
+    limits=f"anything else. It knows {len(tasks.VOCABULARY)} words, and was never asked about more than four facts, or told a second "
+    "fact about the same name. In its documents a name with its place begins at the 1st, 3rd, 5th, … word, and it has learned that too: "
+    "when all words are shifted by one, half of the answers are wrong (notebook 13).",
 )
 
 
@@ -76,10 +76,10 @@ def rule_recipe(rule: str) -> Recipe:
     return Recipe(
         partial(train_recall, rule=rule),
         evaluate_rule,
-        about=f"As the model `recall`, but its memory is updated by the rule `{rule}`: one of the animals of notebook 15.",
-        data=f"`memgpt_lite.tasks.AssociativeRecall`, made up as it trains; vocabulary of {len(tasks.VOCABULARY)} words; 1 to 4 segments, "
+        about=f"Like the model `recall`, but its memory is updated by the rule `{rule}`: one of the animals of notebook 15.",
+        data=f"`memgpt_lite.tasks.AssociativeRecall`, made up during training; vocabulary of {len(tasks.VOCABULARY)} words; 1 to 4 segments, "
         "a longer text once 95% of the questions of the shorter ones are answered rightly. "
-        "Measured on 256 documents a length from a seed that training does not use (`memgpt_lite.tasks.measure_recall`).",
+        "Measured on 256 documents of each length, from a seed that training does not use (`memgpt_lite.tasks.measure_recall`).",
         limits="anything else. It is here to be compared with the other rules, trained alike (the learning rate, 2e-3, is that of `recall`).",
     )
 
@@ -173,13 +173,15 @@ def hard_recipe(on_grid: bool) -> Recipe:
     return Recipe(
         partial(train_hard_recall, on_grid=on_grid),
         partial(evaluate_hard_recall, on_grid=on_grid),
-        about="A MemGPT that recalls facts which stand in any segment among distractors, some overriding earlier ones: six facts about four names."
+        about="A MemGPT that recalls facts from any segment, among distractors; some facts override earlier ones: six facts about four names."
         + on_grid
-        * " In its documents they begin at every third word of a segment only; it is here to show what it learned from that.",
-        data=f"`memgpt_lite.tasks.{where}`, made up as it trains, 2 to 4 segments, from the weights of `recall` on. While it trains it is told "
-        "which place each slot should take (`memgpt_lite.teaching`), afterwards nothing. Measured on documents from a seed that training "
-        "does not use (`memgpt_lite.tasks.measure_answers`); the last column is the mean number of segments, of a document, that changed a slot.",
-        limits="anything else. " + words + on_grid * " Moved by one word, most of its answers are wrong (notebook 13).",
+        * " In its documents facts begin only at every third word of a segment; it is here to show what it learned from that.",
+        data=f"`memgpt_lite.tasks.{where}`, made up during training, 2 to 4 segments, starting from the weights of `recall`. During training it is told "
+        "which place each slot should take (`memgpt_lite.teaching`), afterwards it is told nothing. Measured on documents from a seed that training "
+        "does not use (`memgpt_lite.tasks.measure_answers`); the last column is the mean number of segments per document that changed a slot.",
+        limits="anything else. "
+        + words
+        + on_grid * " When all words are shifted by one, most of its answers are wrong (notebook 13).",
     )
 
 
