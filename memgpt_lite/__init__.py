@@ -1,8 +1,8 @@
 """memgpt_lite: a GPT-2 that writes what it must not forget into memory slots, built to be read.
 
 The six steps of the tutorial, one module each: `preprocessing`, `memory`, `model` (forward), `memory` and `model`
-(memory update), `backward`, `training`. Beyond them: `rules` (other updates), `generation`, `streaming`. What is learned from:
-`tasks`, `data`, `checkpoints`. Looking inside: `tracing`, `interventions`, `viz`.
+(memory update), `backward`, `training`. Beyond them: `rules` (other updates), `teaching`, `generation`, `streaming`. What
+models learn from and what they learned: `tasks`, `data`, `checkpoints`, `applications`, `measurements`. Looking inside: `tracing`, `interventions`, `viz`.
 For learners: `memgpt_lite.exercises`.
 """
 

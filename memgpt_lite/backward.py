@@ -1,11 +1,11 @@
 """Step 5: how does the loss of a late segment teach what to write in an early one?
 
-Through the memory. The loss of segment s depends on the memory that entered it, that on the memory before, and so on back
-to the first: back-propagation through time (Werbos 1990), with segments for time steps.
+Through the memory. The loss of segment s depends on the memory that entered it, this memory on the one before, and so on back
+to the first. The gradient goes back along this chain: back-propagation through time (Werbos 1990), with segments as time steps.
 
     ∂loss/∂memory_s = Σ_{r ≥ s} ∂loss_r/∂memory_s        memory_s: what segments 0 … s − 1 left, (B, M, D)
 
-- `is_cut` decides where `bptt_segments` stops this;
+- `is_cut` decides where `bptt_segments` cuts this chain;
 - `memory_gradients` measures ∂loss/∂memory_s at every segment;
 - `sparsemax_backward` and `keep_attention_backward` are the same gradients by hand, with no autograd at all.
 """
@@ -21,12 +21,12 @@ from .memory import KeepAttention, sparsemax
 def is_cut(segment: int, num_segments: int, bptt_segments: int | None) -> bool:
     """Whether the gradient stops at the memory that enters this segment (counted from 0).
 
-    The segments are grouped by `bptt_segments`, counted from the end of the text, and no gradient crosses from a group into
-    the one before it: the last segment's loss reaches the last `bptt_segments` segments, itself among them, with exactly the
-    gradient of full back-propagation, and the others not at all. None: no cut. (Truncated back-propagation: Williams & Peng 1990.)
+    From the end of the text, every `bptt_segments` segments form a group, and no gradient crosses from a group into the one
+    before it. So the last segment's loss reaches the last `bptt_segments` segments (itself included) with exactly the gradient
+    of full back-propagation, and no earlier segment at all. None: no cut. (Truncated back-propagation: Williams & Peng 1990.)
 
-    In a padded batch the text is the longest one. Groups of a shorter one are filled up with padding, so that it may be cut elsewhere
-    than if it were read alone, and its last loss may reach fewer of its segments.
+    In a padded batch the groups are counted from the end of the longest text. A shorter text is filled up with padding, so it may
+    be cut at other places than if it were read alone, and its last loss may reach fewer of its segments.
     """
     return bptt_segments is not None and segment > 0 and (num_segments - segment) % bptt_segments == 0
 
@@ -34,7 +34,7 @@ def is_cut(segment: int, num_segments: int, bptt_segments: int | None) -> bool:
 def memory_gradients(model, input_ids: Tensor, labels: Tensor, memory: Tensor | None = None, **options) -> Tensor:
     """∂loss/∂memory before the first segment and after each: (S + 1, B, M, D).
 
-    Entry s is the gradient of the loss with respect to the memory that segments 0 … s − 1 left; the last one is zero, as
+    Entry s is the gradient of the loss with respect to the memory that segments 0 … s − 1 left; the last entry is 0, as
     no segment reads it. With `bptt_segments` the entries at a cut are zero too. `options` go to the model. The gradients of the
     parameters (`.grad`) are left alone.
     """
@@ -49,8 +49,8 @@ def memory_gradients(model, input_ids: Tensor, labels: Tensor, memory: Tensor | 
 def sparsemax_backward(probabilities: Tensor, gradient: Tensor) -> Tensor:
     """∂loss/∂scores from sparsemax's result and ∂loss/∂probabilities, all (..., N) (Martins & Astudillo 2016, eq. 10).
 
-    On the support (where p > 0) the scores move p along, less the mean, since p must go on summing to 1; elsewhere nothing
-    moves:  ∂loss/∂z_i = g_i − mean of g over the support, for p_i > 0; 0 otherwise.
+    On the support (where p > 0), p moves as the scores do, less the mean of their moves, since p must go on summing to 1;
+    elsewhere p does not move:  ∂loss/∂z_i = g_i − mean of g over the support, for p_i > 0; 0 otherwise.
     """
     support = probabilities > 0
     mean = (gradient * support).sum(-1, keepdim=True) / support.sum(-1, keepdim=True)
@@ -58,7 +58,7 @@ def sparsemax_backward(probabilities: Tensor, gradient: Tensor) -> Tensor:
 
 
 class KeepAttentionGradients(NamedTuple):
-    """What `keep_attention_backward` returns: one for each input, and one for each parameter by its name in the rule."""
+    """What `keep_attention_backward` returns: a gradient for each input, and one for each parameter, by its name in the rule."""
 
     memory: Tensor  # (B, M, D)
     context_vectors: Tensor  # (B, L, D)

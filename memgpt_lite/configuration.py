@@ -14,18 +14,18 @@ class MemGPTConfig(GPT2Config):
     segment_length: tokens read at once (L); None means 64, or GPT-2's `n_positions` where that is less. Positions start again in
         every segment.
     num_memory_slots: M.
-    update_rule: "keep" (sparsemax), or another of `rules.UPDATE_RULES`, which compares them.
+    update_rule: "keep" (sparsemax), or another of `rules.UPDATE_RULES`; the module `rules` compares them.
     memory_init: "normal", "zeros", "orthogonal" or "learned".
     read_layers: the blocks that read the memory, counted from 0; None means all of them.
     context_from_output: False leaves the output distribution out of the context vectors, so that c_t = h_t.
-    keep_bias: where the bias of the keep score starts; the higher, the less an untrained slot takes.
+    keep_bias: where the bias of the keep score starts; the higher it is, the less the slots of an untrained model take.
     zero_init_read: start the read's output at zero, so that a pretrained GPT-2 gives the logits it gave before, up to rounding.
     freeze_gpt2: train nothing but the memory: the reads, the context vectors, the update rule and learned initial slots.
 
-    A configuration of plain GPT-2, such as a pretrained model's folder holds, is taken over with its own settings and
+    A configuration of plain GPT-2, as in the folder of a pretrained model, is taken over with its own settings and
     `zero_init_read=True`.
 
-    Three of GPT-2's own settings have another default, because they serve small models trained from scratch: no dropout,
+    Some of GPT-2's own settings have another default, one that suits small models trained from scratch: no dropout,
     `n_positions` (None: as many as a segment has tokens) and `initializer_range` (None: 0.8 / √n_embd, which is GPT-2's 0.02
     for a width of 1,600, and 0.1 for one of 64).
     """
@@ -75,7 +75,7 @@ class MemGPTConfig(GPT2Config):
         super().__post_init__(**kwargs)
 
     def check(self) -> None:
-        """Raise `ValueError`, which says what to do, where two settings do not fit each other."""
+        """Raise `ValueError`, which says what to do, where a setting cannot be used or two do not fit each other."""
         for name in ("vocab_size", "n_embd", "n_layer", "n_head", "segment_length", "num_memory_slots"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -20,11 +20,11 @@ from transformers.utils import ModelOutput
 
 
 class SegmentCache(Cache):
-    """What is carried from token to token while generating. Its size depends on no text's length.
+    """What is carried from token to token while generating. Its size does not depend on the length of any text.
 
     memory: (B, M, D), as the last full segment left it; first_memory: (B, M, D), from which reading began.
-    begun: (B,), whether a text's first token has been read. filled: (B,), how much of its segment at hand is there; real: (B, L + 1),
-    which of that is tokens, not padding.
+    begun: (B,), whether a text's first token has been read. filled: (B,), how many columns of its segment at hand have been read;
+    real: (B, L + 1), which of these are tokens, not padding.
     context_vectors: (B, L + 1, D); keys, values: for each block (B, H, L + 1, D/H). Column L is a bin: what is not part of a text
     is put there, and never looked at.
     seen: how many columns of the batch have been read, padding among them.
@@ -92,7 +92,7 @@ class SegmentCache(Cache):
         return len(self.filled)
 
     def __len__(self) -> int:
-        """Of how many blocks it holds something."""
+        """How many blocks it holds keys and values of."""
         return len(self.keys)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -147,7 +147,7 @@ def read_on(
     if batch_size != cache.batch_size:
         raise ValueError(
             f"past_key_values holds {cache.batch_size} texts, input_ids {batch_size}: "
-            "batch_select_indices and batch_repeat_interleave choose from it"
+            "batch_select_indices and batch_repeat_interleave select and repeat its texts"
         )
     if real is None:
         real = torch.ones_like(input_ids, dtype=torch.bool)
@@ -182,7 +182,7 @@ def read_on(
 class MemoryGenerationMixin:
     """What `MemGPT` adds to Transformers' `generate`."""
 
-    _is_stateful = True  # a memory cannot be rolled back, as assisted generation would have to
+    _is_stateful = True  # assisted generation would have to roll a memory back, which cannot be done
 
     def prepare_inputs_for_generation(self, input_ids, past_key_values=None, memory=None, tokenizer=None, **kwargs):
         if past_key_values is not None:
@@ -203,7 +203,7 @@ class MemoryGenerationMixin:
             memory = model_kwargs["memory"].to(self.device, self.dtype)  # already repeated
             model_kwargs["past_key_values"] = SegmentCache(memory, self.config.segment_length)
 
-    # Transformers takes the number of positions for the longest text. Here they limit a segment; nothing limits a text.
+    # Transformers limits a text to the number of positions. Here that number limits a segment; nothing limits a text.
 
     def _prepare_generated_length(self, generation_config, has_default_max_length, **kwargs):
         if has_default_max_length and generation_config.max_new_tokens is None:
@@ -226,9 +226,10 @@ class MemoryGenerationMixin:
         starts from `init_memory`. All else as for GPT-2: `max_new_tokens`, `do_sample`, `num_beams`, `streamer`, …
 
         With `return_dict_in_generate=True` the output has `.memory` too, (B, M, D): the memory after prompt and answer, as `forward`
-        gives it; what follows an answer's end is not counted. Pass it to the next call, and the conversation goes on in a new segment.
-        `.past_key_values` goes on within the segment: pass it with all the tokens so far, and the `attention_mask` that they were read
-        with. (It has read on past the end of an answer that was shorter than others of the batch. Beam search returns none.)
+        gives it, without what follows an answer's end. Pass it to the next call, and the conversation goes on in a new segment.
+        With `.past_key_values` it goes on within the segment: pass them with all the tokens so far, and the `attention_mask` with
+        which these were read. (They have read on past the end of an answer that was shorter than others of the batch. Beam search
+        returns none.)
 
         Raises `ValueError` or `TypeError` that says what is wrong with an argument.
         """
@@ -239,13 +240,13 @@ class MemoryGenerationMixin:
         self._check_modes(memory, None, None, False, cache, use_cache=True)
 
         def setting(name: str):
-            """As Transformers looks for it: in the call, the configuration passed, the model's own."""
+            """Look where Transformers looks: in the call, the configuration that was passed, the model's own."""
             given = getattr(generation_config, name, None)
             return kwargs[name] if name in kwargs else getattr(self.generation_config, name) if given is None else given
 
         ends, pad = setting("eos_token_id"), setting("pad_token_id")
         ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
-        pad = None if pad in ends else pad  # as the end of a text it is part of it
+        pad = None if pad in ends else pad  # a token that ends a text is part of the text
         if mask is None and prompt is not None and pad is not None:
             mask = kwargs["attention_mask"] = (prompt != pad).long()  # (B, T)
         if mask is not None and not mask.any(1).all():
@@ -265,13 +266,13 @@ class MemoryGenerationMixin:
             start = 1 if prompt is None else prompt.size(1)
             output["memory"] = self._memory_after(output.sequences, start, memory, mask, ends, pad)
             if "beam_indices" in output:
-                output["past_key_values"] = None  # it holds the beams as they were last, not the sequences returned
+                output["past_key_values"] = None  # it holds the last beams, not the sequences that are returned
         return output
 
     def _memory_after(
         self, sequences: Tensor, start: int, memory: Tensor, mask: Tensor | None, ends: list[int], pad: int | None
     ) -> Tensor:
-        """The memory after prompts (B, start) and answers, together (B, T), which Transformers fills up behind their ends."""
+        """The memory after prompts (B, start) and answers, together (B, T), filled up by Transformers behind each answer."""
         answers = sequences[:, start:]
         ended = torch.isin(answers, torch.tensor(ends, device=answers.device, dtype=answers.dtype))
         filler = answers < 0  # by beam search, when there is no end-of-text token

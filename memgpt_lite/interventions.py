@@ -1,15 +1,15 @@
 """Does a slot matter? Act on a memory, and see what the model says then.
 
-Provenance says what a slot is made of, attention says what is read. Neither says that an answer *depends* on it: for that one
-changes the memory and leaves all else as it was. `Reading` is a text read up to some segment; reading on and acting on its slots
-make a new one, so that any can be gone back to. `dependence` clears the slots one by one, and all but one.
+Provenance says what a slot is made of, attention says what is read. Neither says that an answer *depends* on it: to find out,
+change the memory and leave all else as it was. A `Reading` is a text read up to some segment; reading on and acting on its slots
+make a new `Reading`, so you can go back to any earlier one. `dependence` clears each slot alone, and all slots but one.
 
     reading = ml.Reading.start(model, input_ids, ml.tasks.decode).read_on()
     reading.clear([3]).predict(question)                                # the next token, had slot 3 never been written
     one, two = ml.swap_slots(one, 3, two, 5)                            # a fact moves from one memory to another
 
-Ablation and its limits, a second place that stands in for the first: McGrath et al. 2023 (arXiv:2307.15771). Moving a state from one
-run into another: Vig et al. 2020 (arXiv:2004.12265), Meng et al. 2022 (arXiv:2202.05262).
+Ablation, and its limits when a second place stands in for the first: McGrath et al. 2023 (arXiv:2307.15771). Moving a state from
+one run into another: Vig et al. 2020 (arXiv:2004.12265), Meng et al. 2022 (arXiv:2202.05262).
 
 Shapes: T tokens of the text, L tokens of a segment, M slots, D width, V vocabulary, Q tokens of a question.
 """
@@ -45,8 +45,8 @@ class Reading:
     frozen: the slots that reading on leaves alone.
     segments_read: how many.
 
-    Every method returns a new Reading. Those that act on slots take the numbers of one or more, and raise `IndexError` for one that
-    there is not.
+    Reading on and every act on slots return a new Reading. Acts take the numbers of one or more slots, and raise `IndexError`
+    for a slot that does not exist.
     """
 
     model: torch.nn.Module
@@ -71,16 +71,16 @@ class Reading:
         memory: Tensor | None = None,
         name: str = "text",
     ) -> "Reading":
-        """Before the first segment. input_ids: (T,) or (1, T); decode: shows a list of one token number, None: as that number;
-        memory: (1, M, D), None for `model.init_memory`. Raises the model's errors for what cannot be read, and `ValueError` for
-        more than one text."""
+        """A reading before its first segment. input_ids: (T,) or (1, T); decode: turns a list of one token number into a word,
+        None shows the number; memory: (1, M, D), None for `model.init_memory`. Raises the model's errors for what cannot be read,
+        and `ValueError` for more than one text."""
         input_ids = _as_batch(model, input_ids)  # (1, T)
         if len(input_ids) != 1:
             raise ValueError(f"a reading is of one text, but there are {len(input_ids)}: pass input_ids[i]")
         if memory is None:
             memory = model.init_memory(1)
         model._check_memory(memory, 1)
-        memory = memory.detach().to(model.device, model.dtype, copy=True)  # (1, M, D), not the parameter of learned slots
+        memory = memory.detach().to(model.device, model.dtype, copy=True)  # (1, M, D), a copy: learned slots are a parameter
         return cls(
             model=model,
             input_ids=input_ids.to(model.device),
@@ -106,7 +106,7 @@ class Reading:
 
     @torch.no_grad()
     def read_on(self, segments: int | None = None) -> "Reading":
-        """Read that many more segments, all that are left for None. Frozen slots stay as they are."""
+        """Read this many more segments, or, for None, all that are left. Frozen slots stay as they are."""
         reading, length = self, self.model.config.segment_length
         left = self.segments - self.segments_read
         frozen = sorted(self.frozen)
@@ -139,14 +139,14 @@ class Reading:
         return replace(self, memory=memory, shares=shares)
 
     def scale(self, slots: Iterable[int], factor: float) -> "Reading":
-        """Multiply the slots by a number. Raises `ValueError` for one that is not finite, or too large to go on computing with."""
+        """Multiply the slots by a factor. Raises `ValueError` if it is not finite, or makes a slot too large to compute with."""
         slots = self._check(slots)
         if not math.isfinite(factor):
             raise ValueError(f"slots can be scaled by a finite number, not by {factor}")
         memory, shares = self.memory.clone(), self.shares.clone()
         memory[:, slots] *= factor
         shares[slots] *= factor
-        squares = memory[:, slots].float().square().sum(-1)  # (1, slots): a layer norm takes these
+        squares = memory[:, slots].float().square().sum(-1)  # (1, slots): a layer norm computes them too
         if not (squares.isfinite().all() and shares.isfinite().all()):
             raise ValueError(f"scaled by {factor}, a slot is too large to compute with: choose a smaller number")
         return replace(self, memory=memory, shares=shares)
@@ -160,11 +160,11 @@ class Reading:
         return replace(self, frozen=self.frozen - set(self._check(slots)))
 
     def predict(self, question: Tensor, *, untouched: bool = False) -> Tensor:
-        """The probability of every next token after a question, (V,). question: (Q,) or (1, Q); untouched: had there been no act."""
+        """The probability of every next token after a question, (V,). question: (Q,) or (1, Q); untouched: as without any act."""
         return _next(self.model, question, self.untouched if untouched else self.memory)[0]
 
     def dependence(self, question: Tensor) -> "Dependence":
-        """Which slots the answer to a question depends on: `ml.dependence`, clearing to what this text began with."""
+        """Which slots the answer to a question depends on: `ml.dependence`, slots cleared to what they were before the text."""
         return dependence(self.model, self.memory, question, cleared=self.initial)
 
     def held(self, slot: int) -> list[tuple[Source | None, float]]:
@@ -172,7 +172,7 @@ class Reading:
         (slot,) = self._check([slot])
         parts: dict[Source | None, float] = {}
         for source, share in zip([None, *self.sources], self.shares[slot].tolist()):
-            # a token that came by an exchange first, and was read later, stands there twice
+            # a token that first came by an exchange and was then read stands there twice
             parts[source] = parts.get(source, 0) + share
         return sorted(((source, share) for source, share in parts.items() if share != 0), key=lambda part: -part[1])
 
@@ -194,9 +194,9 @@ class Reading:
 def swap_slots(one: Reading, i: int, other: Reading, j: int) -> tuple[Reading, Reading]:
     """Exchange slot i of one reading and slot j of another, of the same model; within one reading, pass it twice and take either.
 
-    Readings of different texts need different names: by name, place and word it is told which tokens both slots have in common.
+    Readings of different texts need different names: name, place and word tell which tokens both slots have in common.
 
-    Raises `IndexError` for a slot that there is not, `ValueError` where two models are at work.
+    Raises `IndexError` for a slot that does not exist, `ValueError` for readings of two models.
     """
     one._check([i]), other._check([j])
     if one.model is not other.model:
@@ -230,10 +230,10 @@ class Dependence(NamedTuple):
     """What clearing slots does to an answer.
 
     answer: the likeliest next token, a number; probability: its probability with the memory as it is; guessed: with all slots cleared.
-    without: (M,), its probability with that one slot cleared.
-    alone: (M,), its probability with all slots cleared but that one.
+    without: (M,), for each slot the answer's probability with only this slot cleared.
+    alone: (M,), for each slot the answer's probability with all slots but this one cleared.
     together: the slots that had to be cleared, one after the other in falling order of `alone`, until another answer was likelier.
-        Not always the smallest such set. Empty where the answer stays: then it does not come from the memory.
+        Not always the smallest such set. Empty where none of this changes the answer: then it does not come from the memory.
     """
 
     answer: int
@@ -245,16 +245,16 @@ class Dependence(NamedTuple):
 
     @property
     def necessary(self) -> list[int]:
-        """The slots without which the answer falls more than half of the way to a guess."""
+        """The slots without which the answer's probability falls more than half of the way to a guess."""
         return (self.without < (self.probability + self.guessed) / 2).nonzero().flatten().tolist() if self.together else []
 
     @property
     def sufficient(self) -> list[int]:
-        """The slots that alone keep the answer more than half of the way above a guess."""
+        """The slots each of which alone keeps the answer's probability more than half of the way up from a guess."""
         return (self.alone > (self.probability + self.guessed) / 2).nonzero().flatten().tolist() if self.together else []
 
     def in_words(self, word: str, held: Tensor) -> str:
-        """The findings in sentences, and whether provenance agrees. word: how the answer is shown; held: (M,), `Reading.share_of` it."""
+        """The findings in sentences, and whether provenance agrees. word: the answer as shown; held: (M,), `share_of(word)`."""
         says = f"“{word}” has probability {percent(self.probability)}, and {percent(self.guessed)} with all slots cleared."
         if not self.together:
             return f"{says} It stays the likeliest word: this answer does not depend on the memory."

@@ -36,8 +36,8 @@ def initial_memory(
 
     - `"normal"`: independent draws from N(0, 1), as the original tutorial has it;
     - `"zeros"`: all slots equal, and a rule that tells slots apart by what they hold keeps them equal (notebook 02);
-    - `"orthogonal"`: a random orthonormal set of directions, scaled to norm √D, about that of a normal slot.
-      With more slots than dimensions (M > D) the columns are orthogonal instead, since D + 1 directions cannot be.
+    - `"orthogonal"`: a random orthonormal set of directions, scaled to norm √D, about the norm of a normal slot.
+      With more slots than dimensions (M > D) the columns are orthogonal instead, since D + 1 directions cannot all be.
 
     `"learned"` slots are parameters of the model: `MemGPT.init_memory` returns them.
 
@@ -53,7 +53,7 @@ def initial_memory(
     if kind == "normal":
         return normal
     tall = normal if num_slots >= width else normal.mT  # at least as many rows as columns, as QR needs
-    q, r = torch.linalg.qr(tall.to(torch.promote_types(normal.dtype, torch.float32)))  # there is none in half precision
+    q, r = torch.linalg.qr(tall.to(torch.promote_types(normal.dtype, torch.float32)))  # half precision has no QR
     q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # makes the draw uniform over rotations (Mezzadri 2007)
     directions = q if num_slots >= width else q.mT  # (B, M, D)
     return (directions * max(num_slots, width) ** 0.5).to(normal.dtype)
@@ -65,9 +65,9 @@ def sparsemax(scores: Tensor) -> Tensor:
     p = max(z − τ, 0), with the threshold τ such that p sums to 1. Unlike softmax it gives exact zeros, and gives exactly 1
     to a score that is ahead of every other by at least 1. A score of −∞ always gets 0.
 
-    scores: (..., N), at least one of each row finite. Returns (..., N).
+    scores: (..., N), with at least one finite number in each row. Returns (..., N).
     """
-    z = scores.to(torch.promote_types(scores.dtype, torch.float32))  # half precision would sum to 0.98 or 1.02
+    z = scores.to(torch.promote_types(scores.dtype, torch.float32))  # in half precision p would sum to 0.98 or 1.02
     z = z - z.amax(-1, keepdim=True)  # the winner's score is now exactly 0, so that exactly 1 can be reached
     ordered = z.sort(dim=-1, descending=True).values
     rank = torch.arange(1, z.size(-1) + 1, device=z.device, dtype=z.dtype)
@@ -97,7 +97,7 @@ class KeepAttention(nn.Module):
         m_j ← a_j,keep · m_j + Σ_t a_j,t · v(c_t)
 
     One row-stochastic matrix (M × (1 + L)) describes the whole update. With sparsemax a_j,keep can be exactly 1: the slot is
-    then unchanged bit for bit, however many segments go by. With `normalise=softmax` it never is.
+    then unchanged bit for bit, however many segments go by. With `normalise=softmax` a_j,keep never is.
 
     `values_mix` says that a slot is exactly a mixture of token values, so that `provenance` holds for this rule.
     """
@@ -132,8 +132,8 @@ def provenance(write_attentions: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     """Which tokens the slots are made of, exactly: P ← [a_keep · P , a_tokens], one segment after the other.
 
     write_attentions: for each segment (B, M, 1 + L_s), in the order in which they were read.
-    Returns (B, M, 1 + ΣL_s). Each row sums to 1; column 0 is what is left of the initial slot, column 1 + t the share of token t
-    of the whole text. For a rule with `values_mix`, and V the values of all the tokens:
+    Returns (B, M, 1 + ΣL_s). Each row sums to 1; column 0 is what is left of the initial slot, column 1 + t the share of token t,
+    counted from the start of the whole text. For a rule with `values_mix`, where V holds the values of all the tokens:
 
         memory = P[..., :1] · initial_memory + P[..., 1:] @ V
 

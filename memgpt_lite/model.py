@@ -7,7 +7,7 @@ its MLP it also looks into the memory, by the cross-attention that GPT-2 has for
     h ← h + CrossAttention(LN(h), LN(memory))        the read
     h ← h + MLP(LN(h))
 
-From the last hidden state come the output distribution of every position and, out of both, the context vectors; from these
+The last hidden state gives the output distribution of every position; both together give the context vectors, from which
 the update rule makes the next segment's memory.
 
     y_t = softmax(E·h_t)                              (V)
@@ -95,7 +95,7 @@ class MemGPTBlock(GPT2Block):
     def forward(self, h: Tensor, mask: Tensor | None, slots: Tensor, cache: SegmentCache | None = None):
         """h (B, L, D), slots (B, M, D) → h (B, L, D), read attention (B, H, L, M) or None.
 
-        mask: (B, 1, L, ·), True where a position may look; None: at all that is not later.
+        mask: (B, 1, L, ·), True where a position may look; None: at itself and everything before it.
         """
         h = h + self.attend(self.ln_1(h), mask, cache)
         attention = None
@@ -105,7 +105,7 @@ class MemGPTBlock(GPT2Block):
         return h + self.mlp(self.ln_2(h)), attention
 
     def attend(self, x: Tensor, mask: Tensor | None, cache: SegmentCache | None) -> Tensor:
-        """Self-attention, (B, L, D) → (B, L, D), to what the cache holds of the segment too. Weights: GPT2Attention's."""
+        """Self-attention, (B, L, D) → (B, L, D), also to what the cache holds of the segment. Weights: GPT2Attention's."""
         gpt2 = self.attn
         q, k, v = (self.heads(y) for y in gpt2.c_attn(x).chunk(3, dim=-1))  # (B, H, L, D/H) each
         if cache is not None:
@@ -117,8 +117,8 @@ class MemGPTBlock(GPT2Block):
     def read(self, x: Tensor, slots: Tensor, cache: SegmentCache | None) -> tuple[Tensor, Tensor]:
         """Cross-attention from (B, L, D) to slots (B, M, D) → (B, L, D), attention (B, H, L, M).
 
-        q·k = (W_q x)·k = x·(W_qᵀ k), and W_o Σ a v = Σ a (W_o v): where the slots of all heads are fewer than the width, applying W_q and
-        W_o to them is cheaper than applying these to every token.
+        q·k = (W_q x)·k = x·(W_qᵀ k), and W_o Σ a v = Σ a (W_o v): where the slots, counted once for each head, are fewer than the
+        width, it is cheaper to apply W_q and W_o to the slots than to every token.
         """
         gpt2, layer = self.crossattention, self.attn.layer_idx
         if cache is not None and layer in cache.slots:
@@ -152,14 +152,14 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
 
     config_class = MemGPTConfig
     _no_split_modules = ["MemGPTBlock"]
-    # `MemGPTBlock` chooses: a fused kernel for self-attention, none for the read, whose attention is something to look at.
+    # `MemGPTBlock` chooses: a fused kernel for self-attention, none for the read, whose attention is returned to be looked at.
     _supports_sdpa = _supports_flash_attn = _supports_attention_backend = False
     accepts_loss_kwargs = True  # the Trainer's num_items_in_batch
 
     def __init__(self, config: MemGPTConfig):
         config.check()  # again: settings may have been changed since
         super().__init__(config)
-        self.loss_type = "ForCausalLM"  # by which the Trainer knows that a text's first label is not asked, and does not count it
+        self.loss_type = "ForCausalLM"  # tells the Trainer not to count a text's first label, for which nothing is asked
         width = config.n_embd
         self.transformer.h = nn.ModuleList(MemGPTBlock(config, i) for i in range(config.n_layer))
         self.ln_memory = nn.LayerNorm(width, eps=config.layer_norm_epsilon)
@@ -173,10 +173,11 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """Transformers' `from_pretrained`, for a directory of `MemGPT` or of any GPT-2, to which it adds a memory.
+        """Transformers' `from_pretrained`, for the folder of a `MemGPT`, or of any GPT-2, which then gets a memory.
 
-        Settings of `MemGPTConfig` may be given by keyword (`num_memory_slots=…`). Weights are read from safetensors only: the older
-        .bin files are pickles, which Transformers would fall back to. `use_safetensors=False` reads such a file after all.
+        Settings of `MemGPTConfig` may be given by keyword (`num_memory_slots=…`). Weights are read from safetensors only:
+        Transformers would fall back to the older .bin files, and these are pickles. `use_safetensors=False` reads such a file
+        after all.
         """
         kwargs.setdefault("use_safetensors", True)
         loaded = super().from_pretrained(*args, **kwargs)
@@ -191,10 +192,10 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """What Transformers does for its own GPT-2, and for the memory.
+        """Initialise all weights as Transformers does for its own GPT-2, and those of the memory.
 
-        For a class that is defined outside of it, Transformers 5 passes over modules without a parameter of their own, and so
-        over GPT-2's smaller weights at the end of each residual branch. The functions of `init` leave loaded weights alone.
+        For a class defined outside Transformers, version 5 skips modules without a parameter of their own, and so leaves out
+        GPT-2's smaller weights at the end of each residual branch. The functions of `init` leave loaded weights alone.
         """
         super().initialize_weights()
         branch_std = self.config.initializer_range / (2 * self.config.n_layer) ** 0.5
@@ -212,7 +213,7 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
     def init_memory(self, batch_size: int, *, generator: torch.Generator | None = None) -> Tensor:
         """The slots before the first segment, (B, M, D), as `config.memory_init` says.
 
-        Random ones are drawn anew at every call, from `generator` or from PyTorch's own (`ml.setup(seed=…)` seeds that one).
+        Random slots are drawn anew at every call, from `generator` or from PyTorch's own one, which `ml.setup(seed=…)` seeds.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -248,26 +249,27 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
         input_ids: (B, T) token numbers; T need not be a multiple of the segment length.
         memory: (B, M, D) to start from, as an earlier call returned it; None starts from `init_memory`.
         attention_mask: (B, T), 1 for tokens and 0 for padding. Padding is never attended to and never written. A row's segments
-            are counted from its first token: padding in front of it changes nothing (but where `bptt_segments` cuts, see there).
-        labels: (B, T), as for GPT-2: position t predicts label t + 1, across segments too; −100 is not asked, nor is padding.
+            are counted from its first token: padding in front of it changes nothing (except the cuts of `bptt_segments`).
+        labels: (B, T), as for GPT-2: position t predicts label t + 1, across segments too; −100 and padding are not asked.
         shift_labels: (B, T), already shifted: position t predicts shift_labels t. For windows cut out of a longer text, whose
             last position has a label as well.
         num_items_in_batch: divide the summed loss by this instead of by the number of labels (the `Trainer` sets it).
-        bptt_segments: how many segments a gradient goes back over; None is all of them (`backward.is_cut`). In a batch they are counted
-            from the end of the longest text: in a shorter one, padded, the cuts may lie elsewhere than where it is read alone.
-        memory_replay: keep of each segment only the memory that entered it, and read it again when the gradient comes back: the same
-            gradient in about the space of one segment, for one more reading (Memformer, Wu et al. 2022). Returns loss and memory only.
+        bptt_segments: over how many segments a gradient goes back; None is all of them (`backward.is_cut`). In a padded batch
+            they are counted from the end of the longest text: a shorter one may be cut at other places than if read alone.
+        memory_replay: of each segment keep only the memory that entered it, and read the segment again when the gradient comes
+            back. This gives the same gradient in about the space of one segment, for one more reading (Memformer, Wu et al.
+            2022). Returns loss and memory only, and `memories` with `output_hidden_states=True`.
         past_key_values, use_cache: read on from a `SegmentCache`, and return it, as `generate` does (`memgpt_lite.generation`).
-        logits_to_keep: return the logits of this many last positions only; 0 is all.
+        logits_to_keep: return the logits of only the last positions, this many; 0 is all.
 
         Raises `ValueError` or `TypeError` that says what is wrong with an argument.
         """
-        # Not in the signature, where the Trainer takes every name with "label" in it for one that a batch to evaluate must have.
+        # Not in the signature: the Trainer believes that a batch to evaluate must have every name there with "label" in it.
         shift_labels = by_name.pop("shift_labels", None)
         if by_name:
             raise TypeError(f"MemGPT.forward() got an unexpected keyword argument {next(iter(by_name))!r}")
         if past_key_values is not None and attention_mask is not None:
-            attention_mask = attention_mask[:, -input_ids.size(1) :]  # `generate` passes that of the whole text
+            attention_mask = attention_mask[:, -input_ids.size(1) :]  # `generate` passes the mask of the whole text
         self._check_inputs(input_ids, memory, attention_mask, labels, shift_labels, bptt_segments)
         if logits_to_keep < 0:
             raise ValueError(f"logits_to_keep must be at least 1, or 0 for all positions, not {logits_to_keep}")
@@ -352,7 +354,7 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
         return Segment(update.memory, loss, logits, hidden_states, reads, update.write_attention)
 
     def _read_segment(self, input_ids: Tensor, real: Tensor | None, memory: Tensor, cache: SegmentCache | None = None):
-        """A segment, or what follows in the cache's: hidden states (B, L, D), read attentions (B, H, L, M), logits (B, L, V)."""
+        """Read a segment, or go on in the cache's: hidden states (B, L, D), read attentions (B, H, L, M), logits (B, L, V)."""
         mask = None
         if cache is not None:
             positions, mask = cache.positions(), cache.visible()  # (B, L), (B, 1, L, ·)
@@ -385,7 +387,7 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
         return hidden_states + self.output_to_context(expected)
 
     def update_memory(self, memory: Tensor, context_vectors: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """The memory after a segment, (B, M, D), from the one before it (B, M, D) and its context vectors (B, L, D).
+        """The memory after a segment, (B, M, D), from the memory before it (B, M, D) and its context vectors (B, L, D).
 
         attention_mask (B, L): 1 for tokens, 0 for padding, which is never written. `model.update_rule` does the same and also
         says what was written where.
@@ -449,8 +451,8 @@ class MemGPT(MemoryGenerationMixin, GPT2LMHeadModel):
             return
         if not isinstance(past_key_values, SegmentCache):
             raise TypeError(
-                f"past_key_values must be a SegmentCache, not {type(past_key_values).__name__}: pass on what a call with "
-                "use_cache=True returned"
+                f"past_key_values must be a SegmentCache, not {type(past_key_values).__name__}: pass on the one that a "
+                "call with use_cache=True returned"
             )
         if memory is not None:
             raise ValueError("pass memory or past_key_values, not both: the latter holds a memory of its own")
@@ -485,7 +487,7 @@ def _visible(real: Tensor) -> Tensor:
 
 
 def _roll(x: Tensor | None, by: Tensor, dim: int) -> Tensor | None:
-    """Each row's entries along `dim` moved on by its own number `by` (B, 1), those at the end to the front."""
+    """Move each row's entries on along `dim` by the row's own number in `by` (B, 1); those at the end come to the front."""
     if x is None:
         return None
     index = (torch.arange(x.size(dim), device=x.device) - by) % x.size(dim)  # (B, N)
@@ -507,5 +509,5 @@ def is_gpt2s(name: str) -> bool:
 
 AutoConfig.register(MemGPTConfig.model_type, MemGPTConfig)
 AutoModelForCausalLM.register(MemGPTConfig, MemGPT)
-# `register` leaves out the list by which the Trainer's label smoothing knows whose labels it has to shift.
+# `register` leaves out this list, which tells the Trainer's label smoothing for which models it has to shift labels.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[MemGPTConfig.model_type] = MemGPT.__name__

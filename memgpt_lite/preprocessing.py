@@ -4,8 +4,8 @@
                              └───streams────────▶ input_ids (B, T), shift_labels, again and again  one long text
 
 A byte-level BPE tokenizer (Sennrich et al. 2016; on bytes: Radford et al. 2019) splits any Unicode string into pieces that it
-knows, and `decode` gives back exactly the string. Stop words (the frequent little ones) can be removed for matching texts,
-never for a language model: notebook 01 measures what it does to either.
+knows, and `decode` gives back exactly the string. Stop words (frequent little words) can be removed for matching texts,
+never for a language model: notebook 01 measures what this does to each of them.
 """
 
 import base64
@@ -67,10 +67,10 @@ def character_tokenizer(texts: Iterable[str], special: Iterable[str] = ()) -> Pr
 
 @functools.cache
 def gpt2_tokenizer() -> PreTrainedTokenizerFast:
-    """GPT-2's own tokenizer (50,257 tokens), rebuilt without a network from the ranks that ship with this package.
+    """GPT-2's own tokenizer (50,257 tokens), rebuilt offline from the ranks that ship with this package.
 
-    A rank file lists tokens as bytes, in the order in which training joined them. The two parts that were joined are found by
-    replaying the joins of lower rank on the token's bytes: what is left, always two pieces, is the merge.
+    A rank file lists tokens as bytes, in the order in which training joined them. The two parts of a token are found by replaying
+    the joins of lower rank on its bytes: what is left, always two pieces, is the merge.
     """
     unicode_of = bytes_to_unicode()
     rank_of: dict[bytes, int] = {}
@@ -90,7 +90,7 @@ def gpt2_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _replay(token: bytes, rank_of: dict[bytes, int], below: int) -> list[bytes]:
-    """Split into bytes, then join the neighbours of lowest rank while that is less than `below`."""
+    """Split into bytes, then join the neighbours of lowest rank, as long as this rank is less than `below`."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while True:
         ranks = [rank_of.get(a + b, below) for a, b in itertools.pairwise(parts)]
@@ -116,7 +116,7 @@ def _wrap(tokenizer: Tokenizer, **special) -> PreTrainedTokenizerFast:
 
 
 def words(text: str, language: str = "en") -> list[str]:
-    """The words of a text, without punctuation: English by letters and apostrophes, Chinese by jieba's segmentation.
+    """The words of a text, without punctuation: English by letters, digits and apostrophes, Chinese by jieba's segmentation.
 
     Raises `ValueError` for a language other than "en" and "zh".
     """
@@ -136,7 +136,7 @@ def stop_words(language: str = "en") -> frozenset[str]:
 
 
 def remove_stop_words(words: Iterable[str], language: str = "en") -> list[str]:
-    """The words that are no stop words, in their order; upper and lower case are not told apart."""
+    """The words that are not stop words, in their order; upper and lower case count as the same."""
     listed = stop_words(language)
     return [word for word in words if word.lower().replace("’", "'") not in listed]
 
@@ -174,8 +174,9 @@ def make_segments(
     asked: of the same form, True where the token is to be predicted; None asks for every token.
 
     Returns input_ids (B, S·L), attention_mask (B, S·L) with 1 for tokens and 0 for padding, and labels (B, S·L) with the token
-    where it is asked for and −100 elsewhere. S is that of the longest document. The first token of a part that follows padding keeps its
-    label, though nothing can predict it, and the model's loss leaves it out: where labels are counted, let `asked` be False there.
+    where it is asked for and −100 elsewhere. S is what the longest document needs. The first token of a part that
+    follows padding keeps its label, though nothing can predict it and the model's loss leaves it out: if you count labels, set
+    `asked` to False there.
 
     Raises `ValueError` when there is no document, one is empty, or `asked` has another form.
     """
@@ -210,14 +211,15 @@ def make_segments(
 
 @dataclass
 class SegmentCollator:
-    """Documents as a data set holds them, made into a batch: the `data_collator` of Transformers' `Trainer`.
+    """Makes documents, as a data set holds them, into a batch: the `data_collator` of Transformers' `Trainer`.
 
     Called with B dictionaries, each with `input_ids` (a list of token numbers, or of such lists, as for `make_segments`) and, if not
-    every token is to be predicted, `labels` of the same form, −100 where nothing is asked. Returns what `make_segments` returns, and −100
-    for a part's first token where padding stands before it: nothing can predict it, and the Trainer divides by the number of labels.
+    every token is to be predicted, `labels` of the same form, −100 where nothing is asked. Returns what `make_segments` returns,
+    but with label −100 for a part's first token where padding stands before it: nothing can predict this token, and the Trainer
+    divides by the number of labels.
 
-    Raises `ValueError` where a label is neither −100 nor the token at its place, for `MemGPT` does the shifting, and where a document is
-    padded already, as its `attention_mask` shows.
+    Raises `ValueError` where a label is neither −100 nor the token at its place (`MemGPT` itself shifts the labels), and where
+    the `attention_mask` of a document shows that it is padded already.
     """
 
     segment_length: int
@@ -252,14 +254,14 @@ def _parts(document: Sequence) -> list[list]:
 def streams(tokens: Sequence[int] | Tensor, batch_size: int, window: int) -> Iterator[dict[str, Tensor]]:
     """One long text as `batch_size` parallel streams: window after window, so that row b goes on where it stopped.
 
-    The text is cut into B stretches of equal length, and window w holds the tokens w·T … of each. Memory is carried along:
+    The text is cut into B stretches of equal length, and window w holds T tokens of each, from w·T on. Memory is carried along:
 
         for batch in streams(tokens, batch_size=8, window=256):
             out = model(**batch, memory=memory)
             memory = out.memory.detach()
 
-    Yields input_ids (B, T) and shift_labels (B, T), the token that follows each; the last window may be shorter. Every token but
-    the very first, and up to B − 1 left over at the end of the text, is predicted exactly once.
+    Yields input_ids (B, T) and shift_labels (B, T), the token that follows each; the last window may be shorter. Every token is
+    predicted exactly once, except the very first, and up to B − 1 left over at the end of the text.
 
     Raises `ValueError` when the text has fewer than B + 1 tokens.
     """

@@ -11,7 +11,7 @@ slot, c_t a token's context vector, Q, K, V their projections, σ the sigmoid an
     delta         m_j ← m_j + β_t k_tj (V c_t − Σ_i k_ti m_i),  k_t = softmax(K c_t)               Schlag et al. 2021
     fifo          the last M of [m_1 … m_M ; c_1 … c_L]                                            Dai et al. 2019
 
-What one segment of one text costs (times B), and what each rule learns. The state is M·D numbers for all of them.
+What one segment of one text costs (for B texts, times B), and how much each rule has to learn. Each has a state of M·D numbers.
 
     name          multiply-adds                       steps in sequence   parameters
     keep(…)       (M + 2L) D² + 2LMD                  1                   3D² + 4D + 1
@@ -24,16 +24,16 @@ What one segment of one text costs (times B), and what each rule learns. The sta
 
 What follows from the equations, in exact arithmetic:
 
-- keep: a_j0 = 1 is reachable, so that a slot outlasts any number of segments bit for bit. keep_softmax and gated: softmax and
+- keep: a_j0 = 1 is reachable, so a slot can outlast any number of segments bit for bit. keep_softmax and gated: softmax and
   σ are never exactly 1, so every segment wears every slot down a little. erase_add and delta: every token changes every slot
   a little.
 - erase_add: what is added is not bounded by what is erased, so a slot can grow with every token.
-- delta: as |k_t| ≤ 1, two memories that read the same tokens never move apart, and none grows by more than β_t |V c_t| at token t
-  (in the Frobenius norm).
-- fifo: a token is held bit for bit until M more have been read, and is then gone. What a model remembers for longer, it has
-  to copy from the slots into new context vectors itself.
-- Equal slots stay equal under keep, gated and erase_add, which tell slots apart by what they hold; delta and fifo go by their
-  number.
+- delta: as |k_t| ≤ 1, two memories that read the same tokens never move apart, and no memory grows by more than β_t |V c_t|
+  at token t (in the Frobenius norm).
+- fifo: a token is held bit for bit until M more have been read, and is then gone. To remember it for longer, a
+  model has to copy it from the slots into new context vectors itself.
+- Equal slots stay equal under keep, gated and erase_add, which tell slots apart by what they hold; delta and fifo go by the
+  number of a slot.
 """
 
 import torch
@@ -44,7 +44,7 @@ from .memory import KeepAttention, MemoryUpdate, softmax
 
 
 class GatedSlots(nn.Module):
-    """Every slot looks at the tokens by softmax, and a gate decides, dimension by dimension, how much of it to take.
+    """Every slot looks at the tokens by softmax, and a gate decides, dimension by dimension, how much of what it sees to take.
 
         u_j = Σ_t softmax_t( q(m_j)·k(c_t)/√D ) · v(c_t)
         g_j = σ( G [m_j ; u_j] )
@@ -84,8 +84,8 @@ def stick_breaking(shares: Tensor) -> Tensor:
     """What each slot holds at the end, if token t replaced a share s_t of it: (B, M, L) → (B, M, 1 + L), each row sums to 1.
 
     Column 1 + t is s_t Π_{u>t} (1 − s_u), what the later tokens left of token t's share; column 0, keep, is Π_u (1 − s_u).
-    It is exact for a rule whose tokens each address one slot (one-hot) and there do m ← (1 − s_t) m + s_t v_t; where an address
-    is spread over several slots, a slot's new content depends on the others too, and this is a summary.
+    It is exact for a rule in which each token addresses one slot (one-hot) and does m ← (1 − s_t) m + s_t v_t there; where an
+    address is spread over several slots, a slot's new content depends on the others too, and this is a summary.
     """
     left = (1 - shares).flip(-1).cumprod(-1).flip(-1)  # (B, M, L): what token t and all later ones leave
     left_by_later = F.pad(left[..., 1:], (0, 1), value=1.0)  # (B, M, L)
@@ -104,8 +104,8 @@ class EraseAdd(nn.Module):
         w_t = softmax_j( s_t · cos(key(c_t), m_j) )        over the slots, with strength s_t = softplus(strength(c_t))
         m_j ← m_j ⊙ (1 − w_tj e_t) + w_tj a_t              erase e_t = 1 − σ(keep(c_t)), add a_t = add(c_t), both of width D
 
-    The paper's head is driven by a controller that has read the memory; here the context vector is both. Slots are addressed by
-    content alone: without the interpolation with the last address, shift and sharpening (equations 7 to 9) that let a head walk
+    The paper's head is driven by a controller that has read the memory; here the context vector plays both parts. Slots are addressed by
+    content alone, without interpolation with the last address, shift and sharpening (equations 7 to 9), which let a head walk
     from slot to slot. `keep_bias` governs what is erased; what is added has no gate of its own, as in the paper.
 
     The write attention takes w_tj times the mean of e_t over the width as the share that token t replaces (`stick_breaking`).
@@ -183,7 +183,7 @@ class FirstInFirstOut(nn.Module):
 
     The cache of Transformer-XL (Dai et al. 2019, section 3.2) for one layer. There every layer caches its own inputs, attention
     knows how far back each lies, and no gradient enters the cache; here slots have no positions, and the gradient goes
-    through them (`bptt_segments=1` stops it as published). Memorizing Transformers (Wu et al. 2022) keep a much longer cache
+    through them (`bptt_segments=1` stops it, as in the paper). Memorizing Transformers (Wu et al. 2022) keep a much longer cache
     and read the nearest few.
 
     With fewer than M tokens in a segment the older slots move up; padding does not count. In the write attention every row is

@@ -11,13 +11,14 @@ from .viz.figures import STYLE
 
 
 def setup(seed: int = 0, threads: int = 1) -> torch.device:
-    """Seed Python, NumPy and PyTorch, limit PyTorch's threads, set the plot style, say so, and return the device that models can be moved to.
+    """Seed Python, NumPy and PyTorch, limit PyTorch's threads, set the plot style, print this, and return a device for models.
 
-    Models begin on the processor, for which ones as small as ours are made, until `model.to(device)` moves them; what is given them follows.
+    Models start on the processor, which suits models as small as ours. `model.to(device)` moves a model; training, generating,
+    streaming and looking inside follow it.
 
     Transformers' progress bars are switched off: models this small load at once.
     threads: 1 is fastest for models as small as ours; with two on a busy machine a step took 36 times as long.
-    Nothing of this happens on `import memgpt_lite`.
+    None of this happens on `import memgpt_lite`.
     """
     random.seed(seed)
     np.random.seed(seed)

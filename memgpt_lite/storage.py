@@ -1,4 +1,4 @@
-"""Files that are whole, or not there, written beside the old one and then moved into its place: safetensors with a checksum, and text."""
+"""Files written whole or not at all: beside the old file, then moved into its place. Safetensors with a checksum, and text."""
 
 import contextlib
 import hashlib
@@ -68,7 +68,7 @@ def read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            # Copies: a file's tensors lie anywhere, and where a tensor lies can change the last bits of what is computed from it.
+            # Copies: a file's tensors lie at any address, and this can change the last bits of what is computed from a tensor.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): take an earlier copy") from None

@@ -1,7 +1,7 @@
 """How does a model read a text that never fits in memory?
 
-A segment at a time, from an iterator. Between two segments all there is to keep is the memory, M × D numbers, and how many
-tokens have been read: with these two the reading goes on tomorrow, on another machine, as if it had never stopped.
+A segment at a time, from an iterator. Between two segments only two things have to be kept: the memory, M × D numbers, and how
+many tokens have been read. With these the reading can go on tomorrow, on another machine, as if it had never stopped.
 
     for segment in ml.stream(model, tokens):                # tokens: any iterator of token numbers
         if segment.tokens_read % 6_400 == 0:
@@ -10,7 +10,7 @@ tokens have been read: with these two the reading goes on tomorrow, on another m
     saved = ml.load_memory("reading.safetensors", model)
     for segment in ml.stream(model, tokens, saved.memory, skip=saved.notes["tokens_read"]): …
 
-And where only the memory at the end is wanted, need one segment wait for the one before it? No, as long as nothing is written:
+And if you want only the memory at the end, does a segment have to wait for the one before it? Not as long as nothing is written:
 `read_ahead` reads many segments at once.
 """
 
@@ -32,7 +32,7 @@ class StreamedSegment(NamedTuple):
     """What `stream` yields for each segment.
 
     input_ids: (B, L); logits: (B, L, V), of the token after each; memory: (B, M, D), after the segment; write_attention:
-    (B, M, 1 + L); tokens_read: of each text so far, those of earlier sessions among them.
+    (B, M, 1 + L); tokens_read: how many of each text have been read so far, in earlier sessions too.
     """
 
     input_ids: Tensor
@@ -50,14 +50,14 @@ def stream(
     tokens: token numbers, one after the other; or, for B texts side by side, B of them at a time, (T, B). No more of them are taken
         than the segment at hand needs.
     memory: (B, M, D) to start from; None starts from `model.init_memory`.
-    skip: how many of the tokens were read before, and are passed over. Resume at a `tokens_read` that is a multiple of the segment
-        length, as all are but that of a text's last segment: then what follows is what an uninterrupted reading gives, bit for bit.
-        At any other, what follows begins a new segment.
+    skip: how many of the tokens were read before; these are passed over. Resume at a `tokens_read` that is a multiple of the
+        segment length, as it is after every segment but a text's last: then what follows is what an uninterrupted reading gives,
+        bit for bit. At any other number, what follows begins a new segment.
 
     No gradient is kept. The model reads in the mode that it is in: call `model.eval()` first where it has dropout.
 
-    Raises `ValueError` for a `skip` that is negative, without the memory that goes with it, or more than the text has; and
-    the model's errors, with the numbers of the tokens in which it met them (the text's first is 0).
+    Raises `ValueError` for a `skip` that is negative, comes without its memory, or is more than the text has tokens; and the
+    model's errors, with the numbers of the tokens in which they occurred (the text's first is 0).
     """
     if skip < 0 or (skip and memory is None):
         raise ValueError(
@@ -94,15 +94,15 @@ class ReadAhead(NamedTuple):
 def read_ahead(model, input_ids: Tensor, memory: Tensor | None = None, *, ahead: int = 256) -> ReadAhead:
     """The memory after a text, whose segments are read side by side for as long as nothing is written.
 
-    A segment needs to know of those before it what they left in the memory. Up to `ahead` segments are read at once, as if none of
-    them wrote anything; up to the first that does, this was right, and all of it stands. From there on it is done again with the memory
-    that this one left. Sparsemax makes it worth while: a slot that keeps is unchanged bit for bit. A rule that changes every
-    slot a little in every segment gains nothing. (Guessing, then checking all guesses at once: speculative decoding, Leviathan
-    et al. 2023, arXiv:2211.17192.)
+    All that a segment needs of those before it is what they left in the memory. Up to `ahead` segments are read at once, as if
+    none of them wrote anything. Up to and including the first that does write, this was right, and the result stands; those after
+    it are read again, with the memory that it left. Sparsemax makes this worthwhile: a slot that keeps is unchanged bit for bit.
+    A rule that changes every slot a little in every segment gains nothing. (Guessing, then checking all guesses at once:
+    speculative decoding, Leviathan et al. 2023, arXiv:2211.17192.)
 
-    input_ids: (B, T); memory: (B, M, D) to start from, None is `model.init_memory`. It is what `model(input_ids, memory).memory` is,
-    up to rounding: a matrix product of many segments may round otherwise than that of one. No gradient is kept, and the model reads
-    in the mode that it is in.
+    input_ids: (B, T); memory: (B, M, D) to start from, None is `model.init_memory`. The result is what
+    `model(input_ids, memory).memory` is, up to rounding: a matrix product of many segments may be rounded differently from one
+    of a single segment. No gradient is kept, and the model reads in the mode that it is in.
 
     Raises `ValueError` where `ahead` is below 1, and what `MemGPT.forward` raises.
     """
@@ -119,7 +119,7 @@ def read_ahead(model, input_ids: Tensor, memory: Tensor | None = None, *, ahead:
             guess = segments[at : at + together]  # (N, L)
             after = model(guess, memory=m.expand(len(guess), -1, -1), output_attentions=False).memory  # (N, M, D)
             changed = (after != m).flatten(1).any(-1)  # (N)
-            first = int(changed.long().argmax()) if changed.any() else len(guess) - 1  # the last that was read rightly
+            first = int(changed.long().argmax()) if changed.any() else len(guess) - 1  # the last one read with the right memory
             m, at = after[first], at + first + 1
             changes.append(changed[: first + 1])
             together = 1 if changed.any() else min(2 * together, ahead)
@@ -133,10 +133,10 @@ def read_ahead(model, input_ids: Tensor, memory: Tensor | None = None, *, ahead:
 
 
 def _input_ids(segment: list) -> Tensor:
-    """L times a token number, or B of them → (B, L)."""
+    """L token numbers, or L times B of them → (B, L)."""
     columns = [torch.as_tensor(token) for token in segment]  # each () or (B)
     if len({column.shape for column in columns}) > 1:
-        raise ValueError(f"the number of texts is not the same at each: shapes {[tuple(column.shape) for column in columns]}")
+        raise ValueError(f"the number of texts differs between positions: shapes {[tuple(column.shape) for column in columns]}")
     input_ids = torch.atleast_2d(torch.stack(columns, dim=-1))  # (B, L)
     return input_ids if input_ids.is_floating_point() else input_ids.long()  # files of tokens often hold uint16
 
@@ -149,13 +149,13 @@ class SavedMemory(NamedTuple):
 
 
 def save_memory(path: str | Path, memory: Tensor, model, **notes) -> None:
-    """Save a memory (B, M, D), the model it belongs to by its checksum, and notes, as safetensors.
+    """Save a memory (B, M, D), the checksum of the model it belongs to, and notes, as safetensors.
 
     notes: numbers, texts, lists and dictionaries, which come back as JSON has them (a tuple as a list).
 
     The file is written whole or not at all, and replaces what was there.
 
-    Raises `ValueError` for a memory that is not one of this model's, `FloatingPointError` for one with NaN or infinity in it,
+    Raises `ValueError` for a memory that does not fit this model, `FloatingPointError` for one with NaN or infinity in it,
     `TypeError` for notes that JSON cannot hold, and `OSError` where the file cannot be written. What was there is then kept.
     """
     model._check_memory(memory, _batch_size(memory))
@@ -197,7 +197,7 @@ def _read(path: str | Path) -> tuple[Tensor, dict[str, str]]:
 
 
 def _batch_size(memory: Tensor) -> int:
-    return len(memory) if getattr(memory, "ndim", 0) else 1  # what is no memory at all is for the model to refuse
+    return len(memory) if getattr(memory, "ndim", 0) else 1  # the model refuses what is no memory at all
 
 
 def _fingerprint(model) -> str:

@@ -3,7 +3,7 @@
 - `AssociativeRecall`: facts in the first segment, noise between, every name asked for in the last. The easy version.
 - `HardRecall`: facts in any segment, marked by a token, among distractors of the same words, later facts overriding earlier ones.
 - `Copy`: repeat the first segment, in order.
-- `MQAR`: pairs at the start, and each asked for again, sooner rather than later. A task that others measure with.
+- `MQAR`: pairs at the start, each asked for once more, most of them soon. A published task that others measure with.
 - `Mixture`: any of several tasks, as a stage of a curriculum.
 
 A task draws its batches from a `torch.Generator`, so that a seed fixes the documents whatever else uses random numbers.
@@ -120,11 +120,12 @@ class AssociativeRecall:
 class HardRecall:
     """Hard recall: "SET Ada Paris … um Ada Oslo … SET Ada Rome … ASK Ada → Rome".
 
-    In every segment but the last there may be up to `segment_length // 3` triples of words, at any token, with noise between them.
-    `num_facts` of all that there is room for, in any segment, are facts: SET, a name, a place. They speak of `num_names` different
-    names, so that with more facts than names later ones override earlier ones. With `distractors` half of the others hold a noise word, a
-    name and a place, which mean nothing without SET. The last segment asks for every name once: ASK, the name, and the place that was told
-    last, which is labelled. With `on_grid` triples begin at every third token of a segment only (what a model learns from that: notebook 13).
+    Every segment but the last has room for `segment_length // 3` triples of words, which begin at any token, with noise between
+    them. `num_facts` of all these triples, in any segment, are facts: SET, a name, a place. They speak of `num_names` different
+    names; with more facts than names, later ones override earlier ones. With `distractors`, half of the other triples hold a
+    noise word, a name and a place, which mean nothing without SET. The last segment asks for every name once: ASK, the name, and
+    the place that was told last, which is labelled. With `on_grid`, triples begin only at every third token of a segment (what a
+    model learns from that: notebook 13).
     """
 
     num_segments: int = 4
@@ -152,7 +153,7 @@ class HardRecall:
             there = torch.rand(batch_size, room, generator=generator) < 0.5
             false_names = _random(FIRST_NAME, FIRST_PLACE, there.shape, generator)
             false_places = _random(FIRST_PLACE, FIRST_NOISE, there.shape, generator)
-        # (B, F): which triples are facts, in the order of the text; about which of the names; and where that one is
+        # (B, F): which triples are facts, in the order of the text; about which of the names each is; below, the place it tells
         told = _choose(batch_size, room, self.num_facts, generator).sort(-1).values
         about = torch.arange(self.num_facts).expand(batch_size, -1) % self.num_names
         about = about.gather(1, _choose(batch_size, self.num_facts, self.num_facts, generator))
@@ -176,7 +177,7 @@ class HardRecall:
         return Batch(ids, torch.full_like(ids, IGNORED).scatter_(1, asked + 2, answers))
 
     def _starts(self, there: Tensor, generator: torch.Generator) -> Tensor:
-        """The text's token at which each triple begins, (B, S·triples), for those that are there; what is free lies around them by chance."""
+        """At which token of the text each triple begins, (B, S·triples), if there is one; free tokens lie around at random."""
         there = there.unflatten(1, (self.num_segments, -1))  # (B, S, triples)
         if self.on_grid:
             within = 3 * torch.arange(there.size(-1)).expand_as(there)
@@ -235,12 +236,12 @@ class Copy:
 class MQAR:
     """Multi-query associative recall, as published, with names for keys and places for values: "Ada Paris … Ada → Paris".
 
-    The text begins with `num_pairs` different names, each with a place, no two alike. In what follows each name stands once more, at an
-    even place, the k-th of these being chosen with a probability that falls as k^(power − 1): most are asked for soon. The
-    answer is labelled at the position after it and, unlike in the other tasks, does not stand in the text: noise does.
+    The text begins with `num_pairs` different names, each with a place of its own. After them each name stands once more, at an
+    even position; the k-th even position is chosen with a probability that falls as k^(power − 1), so most names are asked for
+    soon. The answer is labelled at the position after the name. Unlike in the other tasks, it does not stand there: noise does.
 
     Arora et al. 2023 (arXiv:2312.04927), whose smallest setting is 64 tokens with 4 pairs, but with a vocabulary of 8,192 and
-    keys and values among the noise too, which with so many words seldom meet.
+    with keys and values among the noise too: among so many words, those of the pairs seldom turn up there.
     """
 
     num_segments: int = 4
@@ -288,7 +289,7 @@ class RecallResult(NamedTuple):
 
 
 def _hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of every question, whether it was answered rightly. logits (B, L, V), labels (B, L): position t answers with label t + 1."""
+    """Whether each question was answered rightly. logits (B, L, V), labels (B, L): position t answers with label t + 1."""
     answers = labels[:, 1:]
     return (logits[:, :-1].argmax(-1).cpu() == answers)[answers != IGNORED]
 
@@ -297,7 +298,7 @@ def _hits(logits: Tensor, labels: Tensor) -> Tensor:
 def measure_recall(
     model, num_segments: int, *, num_documents: int = 1024, batch_size: int = 256, seed: int = 1_000_000, task=None
 ) -> RecallResult:
-    """How well a model recalls facts over `num_segments` (at least 2) segments of easy recall, whatever their number.
+    """How well a model recalls facts over `num_segments` segments of easy recall: at least 2, and as many as you like.
 
     The noise is made and read 256 segments at a time, so that memory use does not grow with the length of the documents.
     The seed is far from those that training uses. Dropout is off while it measures.
@@ -333,10 +334,10 @@ class AnswerResult(NamedTuple):
 
 @torch.no_grad()
 def measure_answers(model, task, *, num_documents: int = 256, batch_size: int = 16, seed: int = 1_000_000) -> AnswerResult:
-    """How well a model answers a task's documents, of any length, whose questions stand in their last segment.
+    """How well a model answers a task's questions, which stand in the last segment of documents of any length.
 
-    The memory after all that comes before is read with `read_ahead`. The seed is far from those that training uses. Dropout is off while
-    it measures.
+    Everything before the last segment is read with `read_ahead`. The seed is far from those that training uses. Dropout is off
+    while it measures.
     """
     generator, length = torch.Generator().manual_seed(seed), task.segment_length
     right = asked = written = 0

@@ -1,8 +1,8 @@
 """How does a model learn where to write, when its answers alone do not teach it?
 
-Somebody who knows says which token each slot should take, and which slots should keep. Answers say so too, but late, and through every
-segment between; and a slot that keeps with a share of exactly 1 gets no gradient at all. Being told, the model learns it from the scores.
-Once it is trained, nobody tells it anything.
+It is told, while it is trained, which token each slot should take and which slots should keep. Answers teach this too, but late,
+and through every segment in between; and where a slot keeps with a share of exactly 1, its scores get no gradient at all. What the
+model is told acts on the scores directly. Once it is trained, it is told nothing.
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,10 @@ from .model import MemGPT, MemGPTOutput
 
 
 def start_from(model: GPT2LMHeadModel, other: MemGPT) -> None:
-    """Take over what another model has learned, as far as the two have the same: a longer vocabulary begins with the other's words, a
-    window with its positions, and fewer or more slots with as many of its slots.
+    """Take over what another model has learned, as far as the two have the same parameters.
+
+    A longer vocabulary begins with the other's words, a longer window with its positions; of the slots, as many are taken over
+    as both models have.
 
     Raises `ValueError` for a model of another width.
     """
@@ -36,9 +38,10 @@ def start_from(model: GPT2LMHeadModel, other: MemGPT) -> None:
 class TaughtMemGPT(MemGPT):
     """A MemGPT that is told, while it is trained, not only the answers but also which token each slot should take.
 
-    `taken` (B, S, M): for each segment and slot the column of the write attention: 0 to keep, 1 + t to take token t. The scores before
-    sparsemax are trained by cross-entropy, which goes on pulling where sparsemax is at exactly 0 or 1 and gives no gradient. (Supervised
-    attention: Mi et al. 2016; supporting facts as a second supervision: Weston et al. 2015, arXiv:1410.3916.)
+    `taken` (B, S, M): for each segment and slot the right column of the write attention, 0 to keep or 1 + t to take token t. The
+    scores before sparsemax are trained by cross-entropy, which still pulls where sparsemax is at exactly 0 or 1 and gives no
+    gradient. (Supervised attention: Mi et al. 2016; supporting facts as a second supervision: Weston et al. 2015,
+    arXiv:1410.3916.)
 
     Its parameters are those of a `MemGPT`, which takes them by `load_state_dict` once they are trained.
     """
@@ -64,7 +67,7 @@ class TaughtMemGPT(MemGPT):
 
     @contextmanager
     def _listening(self) -> Iterator[list[Tensor]]:
-        """The scores of the segments that are read meanwhile."""
+        """Collect the scores of all segments that are read inside the `with` block."""
         scores = []
         hook = self.update_rule.register_forward_hook(lambda rule, inputs, _: scores.append(rule.scores(*inputs)))
         try:

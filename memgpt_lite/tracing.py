@@ -42,7 +42,7 @@ class MemoryTrace:
     write_attention: (S, M, 1 + L) float16; column 0 is keep, column 1 + t token t of the segment, 0 where the last segment has none.
     read_attention: (R, H, T, M) float16.
     moved: (S, M) float32, |after − before|, how far a segment moved a slot; 0 where, and only where, it left all of its numbers alone.
-        (Not so keep: 0.9999 is 1 in float16.)
+        (Keep does not show this: 0.9999 is 1 in float16.)
     source_tokens: (S + 1, M, K) int32, the tokens that a slot is most made of, strongest first; −1 where there are fewer than K.
     source_shares: (S + 1, M, K) float32, their shares.
     initial_share: (S + 1, M) float32, what is left of the slot before the first segment.
@@ -53,7 +53,7 @@ class MemoryTrace:
     next_words: for each number in `next_tokens` how it is shown.
     gradient: (S + 1, M) float32, |∂loss/∂slot| before the first segment and after each; None without labels.
 
-    The methods raise `IndexError` for a slot that there is not, and for more segments than were read.
+    The methods raise `IndexError` for a slot that does not exist, and for more segments than were read.
     """
 
     tokens: list[str]
@@ -87,7 +87,7 @@ class MemoryTrace:
         return list(zip(self.source_tokens[after, slot][found].tolist(), self.source_shares[after, slot][found].tolist()))
 
     def unchanged_since(self, slot: int, after: int | None = None) -> int:
-        """After how many segments the slot became what it is after `after` (None: all); 0 if it has been so from the start.
+        """After how many segments the slot got the value that it has after `after` (None: all); 0 if it began with it.
 
         It has been unchanged for `after − unchanged_since(slot, after)` segments.
         """
@@ -127,7 +127,7 @@ class MemoryTrace:
             value = getattr(self, field.name)
             (arrays if isinstance(value, np.ndarray) else about)[field.name] = value
         arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)  # in a header it could be too long
-        tensors = {name: torch.tensor(array) for name, array in arrays.items()}  # copies: safetensors refuses shared numbers
+        tensors = {name: torch.tensor(array) for name, array in arrays.items()}  # copies: safetensors refuses shared storage
         storage.write(Path(path), tensors, {"format": TRACE_FORMAT})
 
     @classmethod
@@ -157,12 +157,13 @@ def trace(
     decode: turns a list of one token number into what is shown, as `ml.tasks.decode` and a tokenizer's `decode` do, for the text's
         tokens and for those that the model expects; None shows the numbers.
     memory: (1, M, D) to start from; None starts from `model.init_memory`.
-    attention_mask: as input_ids, 0 for padding, as `make_segments` puts behind a part to fill its last segment; None: there is none.
-    labels: as input_ids; with them the gradient of the loss at every slot is recorded too, for a second reading of the text.
-    keep: K, how many tokens of a slot are recorded by themselves.
+    attention_mask: shaped like input_ids, 0 for padding, as `make_segments` puts it behind a part to fill its last segment; None:
+        no padding.
+    labels: shaped like input_ids; with them the gradient of the loss at every slot is recorded too, for a second reading.
+    keep: K, how many tokens of a slot are recorded one by one.
 
-    Raises `ValueError` for more than one text, a wrong number of tokens, padding in front of tokens, in a segment or in the text, or
-    `keep` below 1, `TypeError` where something that is to be shown is no string; and the model's errors.
+    Raises `ValueError` for more than one text, a wrong number of tokens, padding in front of tokens (in a segment or in the
+    text), or `keep` below 1; `TypeError` where something to be shown is not a string; and the model's errors.
     """
     input_ids, attention_mask, labels = (
         x[None] if isinstance(x, Tensor) and x.dim() == 1 else x for x in (input_ids, attention_mask, labels)
@@ -305,10 +306,10 @@ def _string(token) -> str:
 
 
 def _numbers(x: Tensor) -> np.ndarray:
-    """The only text of a batch, on the CPU, in double precision, to which every other is converted without loss."""
+    """The only text of a batch, on the CPU, in double precision, which holds numbers of every other precision without loss."""
     return x[0].detach().cpu().double().numpy()
 
 
 def percent(share: float) -> str:
-    """A share, from 0 to 1, in words that say 0% and 100% of nothing and all alone."""
+    """A share, from 0 to 1, in words, which say 0% only for nothing at all and 100% only for everything."""
     return "over 99%" if 0.995 <= share < 1 else "under 1%" if 0 < share < 0.005 else f"{100 * share:.0f}%"

@@ -35,7 +35,7 @@ UNRELATED = ("transformers_version", "architectures", "dtype", "_name_or_path") 
 class StepResult(NamedTuple):
     """What `train_step` returns; nothing in it holds on to the graph.
 
-    loss: in nats, a tensor of no dimension; memory (B, M, D): after the last segment; logits (B, T, V), None with `memory_replay`;
+    loss: in nats, a scalar tensor; memory (B, M, D): after the last segment; logits (B, T, V), None with `memory_replay`;
     gradient_norm: before clipping.
     """
 
@@ -58,13 +58,14 @@ def train_step(
     """One step of training on one batch: forward, backward, clip the gradient, update the parameters.
 
     input_ids (B, T), memory (B, M, D) or None, labels (B, T), as in `MemGPT.forward`, to which `options` go too (`attention_mask`,
-    `bptt_segments`, `memory_replay`, …). The gradient's norm over all parameters is scaled down to `max_grad_norm` where it is larger.
+    `bptt_segments`, `memory_replay`, …). If the norm of the gradient over all parameters is above `max_grad_norm`, the gradient
+    is scaled down to it.
 
     Also a method, `model.train_step(optimizer, …)`. The original tutorial calls it `train`, a name that PyTorch needs
     for switching dropout on and off (notebook 06).
 
-    Raises `ValueError` without labels, and `FloatingPointError` when the loss or its gradient is not finite. All is then as it was
-    before the step: parameters, optimizer, and PyTorch's random numbers; gradients are None.
+    Raises `ValueError` without labels, and `FloatingPointError` when the loss or its gradient is not finite. Parameters,
+    optimizer and the state of PyTorch's random numbers are then as they were before the step; gradients are None.
     """
     if labels is None and options.get("shift_labels") is None:
         raise ValueError("a training step needs labels: pass labels=input_ids to learn to predict every next token")
@@ -85,7 +86,7 @@ def train_step(
 
 
 def _forget_gradients(model, optimizer: torch.optim.Optimizer) -> None:
-    """Of both: the norm is taken over all of the model, also where the optimizer trains a part of it."""
+    """Of model and optimizer: the norm is taken over the whole model, even where the optimizer trains only a part of it."""
     model.zero_grad()
     optimizer.zero_grad()
 
@@ -121,7 +122,7 @@ def answer_accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def one_cycle(step: int, steps: int, peak: float, warm_up: float = 0.1) -> float:
-    """The learning rate of a step: up from peak/25 to the peak in the first `warm_up` of the steps, then down to 0, by cosines."""
+    """The learning rate of a step: up from peak/25 to the peak for a share `warm_up` of the steps, then down to 0, by cosines."""
     up = max(1, round(warm_up * steps))
     if step < up:
         return peak * (1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * step / up)) / 2)
@@ -170,14 +171,14 @@ def train(
 ) -> History:
     """Train through a curriculum, and return what happened.
 
-    stages: from easy to hard; each has a method `batch(batch_size, generator)` that returns input_ids and labels, both (B, T), as a pair
-        or by name, as `make_segments` does; then more of what `MemGPT.forward` takes may be with them (`attention_mask`).
+    stages: from easy to hard; each has a method `batch(batch_size, generator)` that returns input_ids and labels, both (B, T), as
+        a pair or by name, as `make_segments` does. By name, it may return more of what `MemGPT.forward` takes (`attention_mask`).
         When the mean accuracy of the last `window` steps reaches `promote_at`, the next stage begins.
     target: stop once that mean, on the last stage, reaches this; None: use all the steps.
     seed: of the documents. What the model draws itself (random slots, dropout) comes from PyTorch's generator: `ml.setup(seed=…)`.
     checkpoint: a file that is written every `checkpoint_every` steps and at the end, whole or not at all.
-    resume: go on from that file. The parameters then become, bit for bit, those of a run that was never interrupted. Stages must be the
-        same, by their `repr`; one without a `repr` of its own by its class.
+    resume: go on from that file. The parameters then become, bit for bit, those of a run that was never interrupted. Stages must
+        be the same: they are compared by their `repr`, and a stage without a `repr` of its own by its class.
     on_step: called after each step with the history, for a live figure, say.
 
     Ctrl-C (in Jupyter: ■) ends the run after the step at hand; the model keeps what it has learned, and so does the checkpoint.
@@ -221,7 +222,7 @@ def train(
         at_last_stage = history.stage[-1:] == [len(stages) - 1]
         return target is not None and at_last_stage and history.recent_accuracy(window) >= target
 
-    history.ended = "target" if on_target() else "steps"  # a resumed run may have been at its end
+    history.ended = "target" if on_target() else "steps"  # a resumed run may have reached its end already
     bar = tqdm(total=steps, initial=len(history), disable=not progress, file=sys.stdout, mininterval=0.5, ncols=100)
     with bar, in_mode(model, training=True), _interrupts() as interrupted:
         while len(history) < steps and history.ended == "steps":
@@ -260,13 +261,13 @@ def train(
 
 
 def _describe(stage) -> str:
-    """A stage as its checkpoint remembers it: the same in every process, also of one that does not say what it is."""
+    """A stage as a checkpoint remembers it: the same words in every process, even for a stage without a `repr` of its own."""
     return type(stage).__qualname__ if type(stage).__repr__ is object.__repr__ else repr(stage)
 
 
 @contextlib.contextmanager
 def in_mode(model, *, training: bool):
-    """With dropout or without it, and afterwards every module as it was, also where an error ends it."""
+    """Run a block with dropout or without it; then every module is as it was, even where an error ends the block."""
     before = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
@@ -278,7 +279,7 @@ def in_mode(model, *, training: bool):
 
 @contextlib.contextmanager
 def _interrupts():
-    """Turn Ctrl-C into an event, so that it is taken between two steps and never inside one."""
+    """Turn Ctrl-C into an event, so that it takes effect between two steps and never inside one."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event  # only the main thread gets signals
@@ -299,7 +300,7 @@ def _model_tensors(model) -> dict[str, Tensor]:
 
 
 def _random_states(device: torch.device) -> dict[str, Tensor]:
-    """Where PyTorch's own random numbers have got to."""
+    """The states of PyTorch's own random generators."""
     states = {"random.torch": torch.get_rng_state()}
     if device.type == "cuda":
         states["random.cuda"] = torch.cuda.get_rng_state(device)

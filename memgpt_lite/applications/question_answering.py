@@ -3,16 +3,16 @@
 Statements about who is where and who has what stand between the sentences of Pride and Prejudice, some overriding earlier ones. After
 the text comes a question, in a segment of its own: it sees nothing of the text but the slots. How the six steps serve it:
 
-    preprocess      sentences become words; a short one is never cut by the end of a segment (`lay_out`)
+    preprocess      sentences become words; a short sentence is never cut by the end of a segment (`lay_out`)
     initialise      learned slots, the same before every novel
     forward         a question reads the slots, and its answer is the next word
     update          a slot takes a statement, and keeps it exactly while the novel goes by
     backward        from the answers to the statement, over all segments between them; and from what each slot is told to take
-    train           from dense statements to strewn ones, and on to the novel (`curriculum`)
+    train           first on dense statements, then on scattered ones, and finally in the novel (`curriculum`)
 
-How often the answer is right, by the length of the text and by how deep in it the statement stands, is the field's test of long contexts
-("needle in a haystack", Kamradt 2023; facts between the sentences of books: BABILong, Kuratov et al. 2024, arXiv:2406.10149). Statements
-in the manner of bAbI (Weston et al. 2015, arXiv:1502.05698).
+How often is the answer right, by the length of the text and the depth of the statement in it? Thus the field tests long contexts
+("needle in a haystack", Kamradt 2023; facts between the sentences of books: BABILong, Kuratov et al. 2024, arXiv:2406.10149). The
+statements are in the manner of bAbI (Weston et al. 2015, arXiv:1502.05698).
 
 Shapes: B texts, T tokens, L tokens of a segment, M slots, D width, Q questions.
 """
@@ -52,7 +52,7 @@ STATEMENTS = {
     ),
 }
 QUESTIONS = {"where": "Where is {key} ?", "who": "Who has the {key} ?"}
-SHORT = 8  # a sentence of at most so many words, as every statement is, is never cut by the end of a segment
+SHORT = 8  # a sentence of at most this many words, like every statement, is never cut by the end of a segment
 WORD = re.compile(r"\w+|[^\w\s]")
 PAD, UNKNOWN = "<pad>", "<unk>"
 SLOTS = [(kind, key) for kind, keys in KEYS.items() for key in keys]  # what each of the M = 24 slots is taught to hold
@@ -69,8 +69,8 @@ class Fact(NamedTuple):
 
 
 def draw_facts(count: int, overriding: float, rng: random.Random) -> list[Fact]:
-    """Facts in the order in which they are told, as many of either kind on average. With probability `overriding`, and where all keys
-    had their turn, one is about a key that was told before."""
+    """Facts in the order in which they are told, on average equally many of each kind. With probability `overriding`, and always
+    once every key has been told, a fact is about a key that was told before."""
     facts: list[Fact] = []
     while len(facts) < count:
         told = list(dict.fromkeys(fact[:2] for fact in facts))
@@ -87,7 +87,7 @@ def draw_facts(count: int, overriding: float, rng: random.Random) -> list[Fact]:
 
 
 def sentences(text: str) -> list[list[str]]:
-    """A text as sentences, each a list of words and marks; a blank line ends a sentence too."""
+    """A text as sentences, each a list of words and punctuation marks; a blank line ends a sentence too."""
     parts = re.split(r'(?<=[.!?])(?<!\bMr\.)(?<!\bMrs\.)"?\s+|\n\s*\n', text)
     return [WORD.findall(part) for part in parts if WORD.search(part)]
 
@@ -130,10 +130,10 @@ def encoded(part: str) -> list[list[int]]:
 
 
 def lay_out(pieces: list[list[int]], segment_length: int, pad: int, short: int = SHORT) -> list[int]:
-    """Sentences one after the other; one of at most `short` tokens that the end of a segment would cut begins the next segment."""
+    """Sentences one after another; one of at most `short` tokens moves to the next segment rather than being cut."""
     laid: list[int] = []
     for piece in pieces:
-        room = -len(laid) % segment_length  # 0: the segment at hand is full, or none is begun
+        room = -len(laid) % segment_length  # 0: the current segment is full, or none has begun
         if len(piece) <= short and room < len(piece):
             laid += [pad] * room
         laid += piece
@@ -143,7 +143,7 @@ def lay_out(pieces: list[list[int]], segment_length: int, pad: int, short: int =
 class Document(NamedTuple):
     """input_ids: T token numbers. told: every statement, in order: the place of its last word, and the fact.
 
-    facts: what holds at the end; depths: where in the text each of these was told, from 0 to 1.
+    facts: what is true at the end; depths: where in the text each of these was told, from 0 to 1.
     """
 
     input_ids: list[int]
@@ -163,9 +163,9 @@ class Document(NamedTuple):
 
 
 def make_document(facts: list[Fact], length: int, filler: list[list[int]], share: float, rng: random.Random) -> Document:
-    """Statements at random places between successive sentences of `filler`, which fills that share of what room there is.
+    """Statements at random places between successive sentences of `filler`, which fill this `share` of the room that is left.
 
-    length: T, whole segments of 16; what is not filled is padding. Raises `ValueError` where the statements do not fit.
+    length: T, a multiple of 16; what is not filled is padding. Raises `ValueError` where the statements do not fit.
     """
     tokenizer = make_tokenizer()
     pad, mark = tokenizer.pad_token_id, len(tokenizer)
@@ -176,7 +176,7 @@ def make_document(facts: list[Fact], length: int, filler: list[list[int]], share
         statements.append([*words, last + mark, stop])  # marked, to be found again below
     free = length - len(lay_out(statements, SEGMENT, pad))
     if free < 0:
-        raise ValueError(f"{len(facts)} statements do not fit into {length} tokens: take a longer text, or fewer of them")
+        raise ValueError(f"{len(facts)} statements do not fit into {length} tokens: take a longer text, or fewer statements")
     room = int(share * free)
     at, novel = rng.randrange(len(filler)), []
     while room > 0:
@@ -211,10 +211,10 @@ def ask(fact: Fact, answered: bool) -> list[int]:
 
 @dataclass(frozen=True)
 class HiddenFacts:
-    """Documents of `segments` segments with some of `facts` (fewest, most) statements, then two segments of questions.
+    """Documents of `segments` segments with `facts` statements (fewest, most), then two segments of questions.
 
     filler: the share of the room that the novel fills, drawn anew for each document from this range. overriding: how often a statement
-    is about a key that had its turn. Every question is labelled, at its answer.
+    is about a key that was told before. In every question, the answer is labelled.
     """
 
     segments: int
@@ -253,13 +253,13 @@ class HiddenFacts:
         return draw_facts(rng.randint(*self.facts), self.overriding, rng)
 
     def questions(self, document: Document, rng: random.Random) -> list[tuple[str, str]]:
-        """Questions and answers, of which two fit into a segment."""
+        """Questions with their answers; two of them fit into a segment."""
         return [(question_of(fact), fact.value) for fact in rng.sample(document.facts, len(document.facts))[:4]]
 
 
 @dataclass(frozen=True)
 class TwoHops(HiddenFacts):
-    """The same documents, with questions that join two facts, *Where is the lamp ?*, as many as there are, and others beside them.
+    """The same documents, with up to three questions that join two facts, *Where is the lamp ?*, and others beside them.
 
     aloud: the answer names who has it, and then the place: a chain of thought (Wei et al. 2022, arXiv:2201.11903). Otherwise it is the place.
     """
@@ -287,7 +287,7 @@ def two_hops(document: Document) -> list[tuple[str, str, str]]:
 
 
 def curriculum() -> list[tasks.Mixture]:
-    """First few statements, closely packed; then more of them, or some of the novel between; then mostly the novel."""
+    """At first a few statements, closely packed; then more of them, or some of the novel between them; then mostly the novel."""
     dense = HiddenFacts(2, (2, 4), overriding=0.0)
     many = HiddenFacts(5, (5, 9))
     strewn = HiddenFacts(5, (3, 6), filler=(0.0, 1.0))
@@ -299,7 +299,7 @@ def curriculum() -> list[tasks.Mixture]:
 
 
 def train_model(seed: int = 0, steps: int = 1500, progress: bool = True) -> tuple[MemGPT, PreTrainedTokenizerFast, History]:
-    """A MemGPT that has gone through the curriculum, from the shipped model `recall` on, which knows names and places."""
+    """A MemGPT that has gone through the curriculum. It starts from the shipped model `recall`, which knows names and places."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     recall = load_pretrained("recall")
@@ -314,8 +314,8 @@ def train_model(seed: int = 0, steps: int = 1500, progress: bool = True) -> tupl
 
 
 def train_gpt2(model: MemGPT, steps: int = 1000, progress: bool = True) -> WindowedGPT2:
-    """GPT-2 of the same width and layers. It starts with all that the trained `model` and GPT-2 have in common, which reads statements and
-    questions already, and learns to answer from a window."""
+    """A GPT-2 of the same width and layers. It starts with all weights that it has in common with the trained `model`, so it can
+    already read statements and questions, and learns to answer from a window."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=len(make_tokenizer()), n_positions=WINDOW, n_embd=64, n_layer=2, n_head=2, initializer_range=0.1,
@@ -324,7 +324,7 @@ def train_gpt2(model: MemGPT, steps: int = 1000, progress: bool = True) -> Windo
     gpt2 = WindowedGPT2(config)
     start_from(gpt2, model)
     dense = curriculum()[0]
-    strewn = HiddenFacts(WINDOW // SEGMENT - 2, (3, 6), filler=(0.0, 1.0))  # with its questions it fills the window
+    strewn = HiddenFacts(WINDOW // SEGMENT - 2, (3, 6), filler=(0.0, 1.0))  # together with its questions it fills the window
     train(gpt2, [dense, tasks.Mixture((dense, strewn))], steps=steps, batch_size=32, promote_at=0.7, progress=progress)
     return gpt2.eval()
 
@@ -336,7 +336,7 @@ DEPTHS = 5  # bands of a fifth of the text each
 
 
 class Asked(NamedTuple):
-    """Questions to documents: right (Q,), bool; depth (Q,), where in its document each statement stood, from 0 to 1."""
+    """Questions about documents: right (Q,), bool; depth (Q,), where in its document each statement stood, from 0 to 1."""
 
     right: Tensor
     depth: Tensor
@@ -345,9 +345,9 @@ class Asked(NamedTuple):
 def make_documents(
     length: int | None, count: int, *, facts: int = 8, overriding: float = 0.25, part: str = "test", seed: int = 1_000_000
 ) -> list[Document]:
-    """Documents of about `length` tokens with some statements, about a quarter of them overriding others; None: the whole novel.
+    """Documents of about `length` tokens (None: the whole novel) with `facts` statements; about a quarter override others.
 
-    The whole novel contains the chapters that were trained on, of which the statements were no part: these are new.
+    The whole novel contains the chapters that were trained on, but the statements were no part of them: they are new.
     """
     rng = random.Random(seed)
     filler = encoded("novel" if length is None else part)
@@ -359,7 +359,7 @@ def make_documents(
 
 @torch.no_grad()
 def read(model: MemGPT, input_ids: Tensor, segments: int = 16) -> Tensor:
-    """The memory (B, M, D) after texts (B, T), of which so many segments at a time are read: space does not grow with T."""
+    """The memory (B, M, D) after texts (B, T). It reads `segments` segments at a time, so that space does not grow with T."""
     memory = model.init_memory(len(input_ids))
     for part in input_ids.split(segments * model.config.segment_length, dim=1):
         memory = model(part.to(model.device), memory=memory, logits_to_keep=1, output_attentions=False).memory
@@ -380,7 +380,7 @@ def ask_all(model: MemGPT, documents: list[Document], memory: Tensor) -> Asked:
 
 @torch.no_grad()
 def ask_window(model: GPT2LMHeadModel, documents: list[Document]) -> Asked:
-    """The same questions to a GPT-2, each after as much of the end of its document as the window holds."""
+    """The same questions to a GPT-2, each after the end of its document, cut so that both fit into the window."""
     right, depths = [], []
     for document in documents:
         for fact, depth in zip(document.facts, document.depths):
@@ -423,7 +423,7 @@ def evaluate(model: MemGPT, tokenizer: PreTrainedTokenizerFast, count: int = 40)
 
 
 def encode(text: str, tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    """A text as token numbers in whole sentences, (1, T); other words than those of the vocabulary become `<unk>`.
+    """A text as token numbers in whole segments, (1, T); words outside the vocabulary become `<unk>`.
 
     Raises `ValueError` for a text without a word, and for a statement about a name, place or thing that the model does not know.
     """
@@ -490,10 +490,11 @@ RECIPES = {
         evaluate,
         about="A MemGPT that answers questions about facts hidden in a novel: who is where, and who has what.",
         data="*Pride and Prejudice*, chapters 1–44 for training, 45–49 for choosing, 50–61 for measuring, with statements between its "
-        "sentences: two to nine in a training text of at most 128 tokens, eight in a text to measure on, about a quarter of them overriding others. In training each slot was "
-        "also told which statements to take (`TaughtMemGPT`). `whole novel` contains the chapters of training too; its statements are new. "
+        "sentences: two to nine in a training text of at most 128 tokens, eight in a text to measure on, "
+        "about a quarter of them overriding others. In training each slot was also told which statements to take (`TaughtMemGPT`). `whole novel` contains the chapters of training too; its statements are new. "
         "Exact match, in per cent, on 40 texts of each length; `fifth 1` is the beginning of the text.",
         limits=f"anything beyond {len(tasks.NAMES)} names, {len(tasks.PLACES)} places, {len(THINGS)} things, four forms of statement and "
-        "one of question for each kind. Nor can it use a statement that is cut by the end of a segment, or join two facts. Asked about what was never told, it guesses.",
+        "one of question for each kind. Nor can it use a statement that is cut by the end of a segment, or join two facts. "
+        "Asked about what was never told, it guesses.",
     ),
 }

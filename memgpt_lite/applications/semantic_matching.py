@@ -56,7 +56,7 @@ class Verse(NamedTuple):
 
     @property
     def overlap(self) -> float:
-        """How many of the words of either translation are in both, as a share of all (Jaccard); upper and lower case are one."""
+        """The share of the two translations' words that occur in both (Jaccard); upper and lower case count as the same."""
         a, b = ({word.lower() for word in words(text)} for text in (self.king_james, self.world_english))
         return len(a & b) / len(a | b)
 
@@ -65,8 +65,8 @@ class Verse(NamedTuple):
 def split() -> dict[str, tuple[Verse, ...]]:
     """The verses of "train", "validation" and "test": every sixth chapter is for testing, every twelfth for validation.
 
-    Left out: a verse that both translations word alike, and one that either translation words as an earlier verse (a few proverbs are
-    told twice), since it could stand on both sides.
+    Left out are verses that both translations word alike, and verses that either translation words like an earlier verse (a few
+    proverbs are told twice), since these could stand on both sides of the split.
     """
     verses, seen = [], set()
     for verse in map(Verse._make, load_table("kjv_web_narrative.tsv")):
@@ -117,7 +117,7 @@ class Matcher:
     def memories(self, texts: Sequence[str], *, cleared: bool = False) -> Tensor:
         """The memory after each text, (N, M, D). cleared: start every segment from the initial slots, so that only the last counts.
 
-        A text that has ended is not read on, so that short ones do not wait for the longest.
+        A text that has ended is read no further, so that short texts do not wait for the longest.
         """
         length = self.model.config.segment_length
         ids = self.tokenizer(list(texts)).input_ids
@@ -140,9 +140,9 @@ class Matcher:
 
     @torch.no_grad()
     def match(self, text: str, candidates: Sequence[str]) -> list[Match]:
-        """The candidates, the one that says most nearly the same first, each with its score: a cosine, at most 1.
+        """The candidates, the best match first, each with its score: a cosine, at most 1.
 
-        Raises `ValueError` for fewer than two candidates, an empty text, and one of which the verses of training have no word.
+        Raises `ValueError` for fewer than two candidates, an empty text, and one without a word of the training verses.
         """
         if isinstance(candidates, str) or len(candidates) < 2:
             raise ValueError("there must be at least two candidates to choose from: pass a list of two texts or more")
@@ -158,19 +158,19 @@ class Matcher:
 
     @torch.no_grad()
     def explain(self, a: str, b: str) -> tuple[Tensor, list[str], list[str]]:
-        """Which tokens make the score of two texts? Exact: the table's sum is the score. Returns it, and the tokens of a and of b.
+        """Which tokens make up the score of two texts? Returns a table that sums to exactly the score, and the tokens of a and b.
 
         A slot is a mixture of the values of tokens, m_j = Σ_t P_jt v_t (`ml.provenance`; t = 0 is the initial slot). So
 
             score = Σ_tu [ Σ_j P_jt P'_ju · v_t·v'_u ] / (|m| |m'|)        (1 + T, 1 + T')
 
-        For the update rules that mix values ("keep", "keep_softmax").
+        It holds for the update rules that mix values ("keep", "keep_softmax").
         """
         (parts_a, tokens_a), (parts_b, tokens_b) = self._parts(a), self._parts(b)
         return torch.einsum("mtd,mud->tu", parts_a, parts_b), ["(start)", *tokens_a], ["(start)", *tokens_b]
 
     def _parts(self, text: str) -> tuple[Tensor, list[str]]:
-        """What each token puts into each slot of the embedding, (M, 1 + T, D): its sum over tokens is the embedding."""
+        """What each token puts into each slot of the embedding, (M, 1 + T, D): the sum over tokens is the embedding."""
         ids = self.tokenizer(text, return_tensors="pt").input_ids.to(self.model.device)  # (1, T)
         out = self.model(ids, output_hidden_states=True)
         context = self.model.context_vectors(out.hidden_states[-1], out.logits)
@@ -191,10 +191,10 @@ def _known_words() -> frozenset[str]:
 
 @dataclass(frozen=True)
 class VersePairs:
-    """Pairs of the training split: in a batch `same_chapter` verses of each chapter, so that names alone do not tell them apart.
+    """Pairs of the training split. A batch has `same_chapter` verses of each of its chapters: names alone do not tell them apart.
 
-    word_dropout: share of the words that are left out, others every time, since 2,200 pairs are few. without_stop_words: share of the
-    batches that have no stop words, so that the model can read such texts too.
+    word_dropout: the share of words that are left out, different ones every time, since 2,200 pairs are few. without_stop_words:
+    the share of batches that have no stop words, so that the model can read such texts too.
     """
 
     same_chapter: int = 8
@@ -221,7 +221,7 @@ class VersePairs:
 
 
 def info_nce(scores: Tensor, temperature: float) -> Tensor:
-    """How surely each text finds its partner among those of the batch, in nats. scores: (N, N), partners on the diagonal."""
+    """The loss in nats, small where each text surely finds its partner in the batch. scores: (N, N), partners on the diagonal."""
     right = torch.arange(len(scores), device=scores.device)
     return (F.cross_entropy(scores / temperature, right) + F.cross_entropy(scores.T / temperature, right)) / 2
 
@@ -272,7 +272,7 @@ def train_model(
 
 
 def measure(scores: np.ndarray) -> dict[str, float]:
-    """Top-1 and mean reciprocal rank (MRR) of scores (N, 100), the partner's first. Where another is as good, the partner stands behind it.
+    """Top-1 and mean reciprocal rank (MRR) of scores (N, 100), the partner's first. In a tie the partner ranks behind.
 
     >>> measure(np.array([[0.9, 0.1, 0.2], [0.5, 0.7, 0.6]]))  # ranks 1 and 3: (1 + 0) / 2, (1 + 1/3) / 2
     {'top-1': 0.5, 'MRR': 0.6666666666666666}
@@ -288,7 +288,7 @@ def measure(scores: np.ndarray) -> dict[str, float]:
 def tfidf_scores(queries: Sequence[str], texts: Sequence[str], *, tuned: bool = False) -> np.ndarray:
     """Cosines of TF-IDF vectors, (N, N'): the baseline. The words' weights come from the verses of training.
 
-    tuned: also pairs of words, counts on a logarithmic scale, and the words' weights from these texts too; chosen on validation.
+    tuned: with pairs of words too, counts on a logarithmic scale, and weights from these texts as well; chosen on validation.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 

@@ -4,12 +4,12 @@
 
 A docstring's body is read in up to four segments; its first line is written in a segment of its own, which sees nothing of
 the body but the memory. The six steps: a body is cut into tokens and segments; slots are initialised; the body is read; the memory is
-updated after each of its segments, and must keep what the others overwrite; the loss of the summary goes back through
+updated after each of its segments, and must keep what later segments would overwrite; the loss of the summary goes back through
 all of them; batches of two kinds train it.
 
 1,700 docstrings are very few: summarisers are trained on hundreds of thousands of texts (See et al. 2017 on 287,000). So the model
-also learns to write a stretch of a body back from the memory, which teaches it to carry words through the slots; of such stretches
-there are as many as one likes.
+also learns to write a stretch of a body back from the memory, which teaches it to carry words through the slots; there is
+no shortage of such stretches.
 """
 
 import functools
@@ -35,7 +35,7 @@ from .translation import read, two_parts, write
 Record = dict[str, str]  # {"module": …, "name": …, "body": …, "summary": …}
 SUMMARY, AGAIN = "<summary>", "<again>"  # the token that begins a summary, and the one that begins a stretch written back
 SEGMENT = 32  # tokens; a summary is written into one segment
-LONGEST = 4 * SEGMENT  # tokens that are read of a body: its beginning
+LONGEST = 4 * SEGMENT  # tokens of a body that are read: its beginning
 SHORTEST = 10  # words that a text must have
 
 
@@ -46,7 +46,7 @@ SHORTEST = 10  # words that a text must have
 def split() -> dict[str, list[Record]]:
     """Docstrings of Python's standard library: about 250 to test on, 150 to choose by, the rest to train on.
 
-    They are divided by package (`email/message.py` is of `email`), so that no module is in two of them; nor is a body.
+    They are divided by package (`email/message.py` is of `email`), so that no module is in two parts; nor is any body.
     """
     groups = defaultdict(list)
     for record in load_records("python_docstrings.jsonl"):
@@ -70,7 +70,7 @@ def plain(text: str) -> str:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Token numbers. A space in front, so that a text's first word is the token that it is elsewhere."""
+    """Token numbers. A space goes in front, so that a text's first word becomes the same token as elsewhere."""
     return tokenizer.encode(" " + plain(text))
 
 
@@ -99,7 +99,7 @@ class Summariser:
         return make_segments(ids, self.model.config.segment_length, pad_token_id=self.tokenizer.pad_token_id)
 
     def read(self, texts: Sequence[str], *, last_segment: bool = False) -> Tensor:
-        """What the memory holds after each text, (B, M, D). last_segment: cleared before a text's last segment, all that is then known."""
+        """What the memory holds after each text, (B, M, D). last_segment: only a text's last segment is read."""
         batch = self.sources(texts)
         if last_segment:
             L = self.model.config.segment_length
@@ -141,7 +141,7 @@ def check(text: str) -> None:
 class Docstrings:
     """What is learned from: bodies and their summaries; or, for a share of them (`again`), stretches of bodies, to be written back.
 
-    A stretch begins anywhere in a body and has at most `longest` tokens, of which as many are written back as a segment holds.
+    A stretch begins anywhere in a body and has at most `longest` tokens; those that fit into a segment are written back.
     """
 
     records: list[Record]
@@ -175,7 +175,7 @@ class Docstrings:
     def documents(self, rows: Sequence[tuple[list[int], str, list[int]]]) -> dict[str, Tensor]:
         """Each row (what is read, the start token, what is to be written) as one document; only what is to be written is asked for.
 
-        What does not fit into the writing segment is left away, and so is then the end token.
+        What does not fit into the writing segment is left out, and so is the end token then.
         """
         number, end = self.tokenizer.convert_tokens_to_ids, self.tokenizer.eos_token_id
         parts = [(source, [number(start), *target, end][:SEGMENT]) for source, start, target in rows]
@@ -211,17 +211,17 @@ def train_model(seed: int, steps: int = 700) -> Trained:
 
 
 def lead(text: str, words: int) -> str:
-    """The first words of a text: the baseline that summarisers of news are hard put to beat."""
+    """The first words of a text: the baseline that news summarisers find hard to beat."""
     return " ".join(text.split()[:words])
 
 
 def lead_length(records: Sequence[Record]) -> int:
-    """How many words a summary has, at the median."""
+    """The median number of words in a summary."""
     return int(statistics.median(len(record["summary"].split()) for record in records))
 
 
 class Nearest:
-    """Retrieval: the summary of the training body that shares most of its words, by TF-IDF."""
+    """Retrieval: the summary of the training body whose words are most like the text's, by TF-IDF."""
 
     def __init__(self, records: Sequence[Record]):
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -250,7 +250,7 @@ def score(written: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
 
 
 def write_all(summariser: Summariser, records: Sequence[Record]) -> dict[str, list[str]]:
-    """For each row of the table the summaries of all records' bodies. Another body is that of the record before."""
+    """For each row of the table, the summaries of all records' bodies. “Another body” is that of the previous record."""
     known = split()["train"]
     bodies = [record["body"] for record in records]
     words = lead_length(known)

@@ -1,17 +1,17 @@
 """How does a novel stay in M slots?
 
 A language model predicts every token of a text from those before it. Ours sees the segment at hand, at most L tokens; of all that
-came before it knows what M slots hold, whether that was a page or a book. What is it worth to carry them on?
+came before, a page or a book, it knows only what M slots hold. What is it worth to carry these slots on?
 
     preprocess    the lines of a paragraph are joined, the text becomes byte pairs, and is read L tokens at a time
     initialise    the slots are learned, and the same before every text
-    forward       every token reads the slots: what was the talk of before this segment began?
+    forward       every token reads the slots: what was the text about before this segment began?
     update        after a segment the slots take in what may be wanted later
-    backward      through eight segments, so that writing is learned from the reading of segments behind it
+    backward      through eight segments, so that writing is learned from what later segments read
     train         on the training chapters, read side by side from eight places; the memory goes on from step to step
 
-What counts is measured in bits per character, −Σ log₂ p(token) / characters, which texts cut into other tokens can be compared by
-(Mielke 2019). Beside the model stand the same model with its memory cleared before every segment, and a GPT-2 without memory.
+The measure is bits per character, −Σ log₂ p(token) / characters: it stays comparable where texts are cut into different tokens
+(Mielke 2019). The model is compared with itself, its memory cleared before every segment, and with a GPT-2 without memory.
 
 Shapes: B texts, T tokens of a text, L tokens of a segment, M slots, D width, V vocabulary.
 """
@@ -97,7 +97,7 @@ def training_tokens(language: str = "en") -> Tensor:
 
 
 class WindowedGPT2(GPT2LMHeadModel):
-    """A GPT-2 that is called as ours is, and knows of a text what stands in the window at hand: `n_positions` tokens, read by themselves.
+    """A GPT-2 that is called like ours. Of a text it knows only the window at hand: `n_positions` tokens, read by themselves.
 
     Its memory is empty, (B, 0, D).
     """
@@ -107,7 +107,7 @@ class WindowedGPT2(GPT2LMHeadModel):
     def forward(self, input_ids, memory=None, attention_mask=None, labels=None, *, shift_labels=None, **options) -> MemGPTOutput:
         batch_size, length = input_ids.shape
         window = min(self.config.n_positions, length)
-        windows = F.pad(input_ids, (0, -length % window)).view(-1, window)  # padding comes last, where nobody looks at it
+        windows = F.pad(input_ids, (0, -length % window)).view(-1, window)  # padding comes last, where no token sees it
         logits = super().forward(windows).logits  # (windows, W, V)
         logits = logits.view(batch_size, -1, logits.size(-1))[:, :length]  # (B, T, V)
         if labels is not None:
@@ -124,11 +124,11 @@ class Learned(NamedTuple):
     history: History
 
 
-TOKENS, WINDOW = 1024, 128  # of a step, and of each of its streams
+TOKENS, WINDOW = 1024, 128  # tokens of a step, and of each of its streams
 
 
 def train_model(seed: int, language: str = "en", *, steps: int | None = None, progress: bool = True, **settings) -> Learned:
-    """Our model. settings: of `MemGPTConfig`, where they are not to be the recipe's."""
+    """Our model. settings: those of `MemGPTConfig` that should differ from the recipe's."""
     tokenizer = book_tokenizer(language)
     recipe = {
         "segment_length": 16, "num_memory_slots": 16, "update_rule": "fifo", "memory_init": "learned", "context_from_output": False,
@@ -142,7 +142,7 @@ def train_model(seed: int, language: str = "en", *, steps: int | None = None, pr
 def train_gpt2(
     seed: int, language: str = "en", *, window: int, parameters: int, steps: int | None = None, progress: bool = True
 ) -> Learned:
-    """A GPT-2 without memory, as wide as makes about as many `parameters`, trained on as many tokens."""
+    """A GPT-2 without memory, trained on as many tokens; its width is chosen to give it about as many `parameters`."""
     tokenizer = book_tokenizer(language)
 
     def gpt2(width: int) -> WindowedGPT2:
@@ -152,7 +152,7 @@ def train_gpt2(
         )  # fmt: skip
         return WindowedGPT2(config)
 
-    with torch.device("meta"):  # to count parameters, without numbers in them
+    with torch.device("meta"):  # to count parameters without storing any
         width = min(range(32, 257, 2), key=lambda width: abs(gpt2(width).num_parameters() - parameters))
     torch.manual_seed(seed)
     model = gpt2(width)
@@ -210,7 +210,7 @@ def cleared(model: MemGPT) -> MemGPT:
 
 @torch.no_grad()
 def token_bits(model, tokenizer: PreTrainedTokenizerFast, chapters: Sequence[str]) -> list[Tensor]:
-    """−log₂ p(token) of every token of each chapter but its first, which nothing stands before: for each chapter (T − 1).
+    """−log₂ p(token) of every token of each chapter except the first, which has nothing before it: (T − 1) for each chapter.
 
     model: ours, or a `WindowedGPT2`; without dropout (`model.eval()`). All chapters are read side by side.
     """
@@ -252,10 +252,10 @@ def _trained(language: str) -> tuple[MemGPT, PreTrainedTokenizerFast]:
 
 
 def check_text(text: str, language: str) -> None:
-    """Raise a `ValueError` that says what to do about a text that a novel's model cannot go on with."""
+    """Raise a `ValueError` that says what to do about a text that a novel's model cannot continue."""
     known = {other: set("".join(split(other)["train"])) for other in LANGUAGES}
     if language not in known:
-        split(language)  # says which there are
+        split(language)  # raises an error that says which there are
     letters = [character for character in text if not character.isspace()]
     if not letters:
         raise ValueError("the text is empty: write how it begins, a few words at least")
@@ -277,11 +277,11 @@ def check_text(text: str, language: str) -> None:
 def continue_text(
     text: str, language: str = "en", *, new_tokens: int = 100, temperature: float = 0.8, seed: int = 0, carry: bool = True
 ) -> str:
-    """The text, and how the trained model of a novel goes on: sampled, the same again with the same seed.
+    """The text, and its continuation by the trained model of a novel: sampled, and the same again with the same seed.
 
     language: "en" for Pride and Prejudice, "zh" for 三国演义. carry: False clears the memory before every segment.
 
-    Raises `ValueError` for an empty text, one in another script than the novel's, and a language that there is no model of.
+    Raises `ValueError` for an empty text, a text in another script than the novel's, and a language without a model.
     """
     check_text(text, language)
     model, tokenizer = _trained(language)
@@ -340,9 +340,9 @@ def go_on(model: MemGPT, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[P
 
 
 def comes_back(texts: Sequence[str], given: Sequence[str]) -> tuple[float, float]:
-    """How many texts have the name that was given to them, and how many of those that were given *another* one have it anyway.
+    """The share of texts that have the name given to them, and of those given *another* name, the share that have it anyway.
 
-    The second, the base rate, is a mean over the texts: of each, the share of the texts with another name that have this one's.
+    The second, the base rate, is a mean over the texts: for each, of the texts with another name, the share that have this one's.
 
     Raises `ValueError` when all texts were given the same name.
     """
@@ -365,7 +365,7 @@ def _recipe(language: str, title: str, limits: str) -> Recipe:
         return Trained(model, tokenizer, f"{len(history):,} steps of {TOKENS:,} tokens")
 
     def measure(model: MemGPT, tokenizer: PreTrainedTokenizerFast) -> Rows:
-        """Beside the model two GPT-2s of its size, of the same seed, trained here on the same number of tokens."""
+        """The model, and beside it two GPT-2s of its size, trained here with the same seed on the same number of tokens."""
         rows, seed = evaluate(model, tokenizer, language), torch.initial_seed()
         for window in (model.config.segment_length, 256):
             gpt2 = train_gpt2(seed, language, window=window, parameters=model.num_parameters(), progress=False).model

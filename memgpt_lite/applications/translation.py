@@ -4,13 +4,14 @@ One segment reads the source. The next writes its translation, and sees nothing 
 
     read   [ W e d n e s d a y , … ] → memory (M, D)        write   [ <zh> 2 0 2 6 年 … <end> ] from the memory alone
 
-The sequence-to-sequence model of Sutskever et al. 2014 had one vector between its halves and Bahdanau et al. 2015 as many as the
-source has words; here they are M slots, whatever the length. The six steps: both languages are cut into tokens and segments; slots are
-initialised; the source is read; its end updates the memory; the loss of the target goes back through the slots, all that joins
-it to the source; batches of either direction train it.
+The sequence-to-sequence model of Sutskever et al. 2014 had one vector between its halves, and that of Bahdanau et al. 2015 as
+many as the source has words; here there are M slots, whatever the length. The six steps: both languages are cut into tokens and
+segments; slots are initialised; the source is read; its end updates the memory; the loss of the target goes back through the
+slots, the only link to the source; batches of both directions train the model.
 
-- Dates, written in full, English and Chinese, by the package `babel`. All that is needed can be learned.
-- Short texts of user interfaces, 2,205 to learn from. Far too few to learn a language from; beside it stands retrieval of the nearest.
+- Dates, written in full in English and Chinese by the package `babel`. Everything that is needed can be learned.
+- Short texts of user interfaces, 2,205 to learn from: far too few to learn a language. The model is compared with
+  retrieval of the nearest text.
 """
 
 import datetime
@@ -41,9 +42,9 @@ SEGMENT = {"dates": 32, "sentences": 20}  # tokens: a source fits into one segme
 
 
 def two_parts(rows: Sequence[tuple[list[int], list[int]]], segment_length: int, pad_token_id: int) -> dict[str, Tensor]:
-    """What is read and what is to be written, with the token that begins it, as documents of two parts, (B, S·L).
+    """Documents of two parts, (B, S·L): what is read, and what is to be written, with the token that begins it.
 
-    Of the second part every token but the first is asked for, of the first part none.
+    In the second part every token but the first is asked for, in the first part none.
     """
     asked = [[[False] * len(source), [False] + [True] * (len(target) - 1)] for source, target in rows]
     return make_segments([[source, target] for source, target in rows], segment_length, pad_token_id=pad_token_id, asked=asked)
@@ -51,7 +52,7 @@ def two_parts(rows: Sequence[tuple[list[int], list[int]]], segment_length: int, 
 
 @torch.no_grad()
 def read(model: MemGPT, batch: dict[str, Tensor]) -> Tensor:
-    """What the memory holds after texts as whole segments, (B, S·L) as `make_segments` returns them: (B, M, D)."""
+    """What the memory holds, (B, M, D), after texts in whole segments, (B, S·L), as `make_segments` returns them."""
     input_ids, mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
     return model(input_ids, attention_mask=mask, output_attentions=False).memory
 
@@ -102,7 +103,7 @@ class Translator:
     def translate(self, texts: Sequence[str], to: str, *, cleared: bool = False) -> list[str]:
         """Translations of texts. cleared: between reading and writing the memory is initialised again, so that nothing is known.
 
-        Raises `ValueError` for another language than "en" and "zh", and as `sources` does.
+        Raises `ValueError` for a language other than "en" and "zh", and as `sources` does.
         """
         if to not in TO:
             raise ValueError(f'the model writes {" and ".join(LANGUAGES.values())}: to must be "en" or "zh", not {to!r}')
@@ -124,7 +125,7 @@ def alignment(read_attention: Tensor, shares: Tensor) -> Tensor:
 
 @dataclass
 class Pairs:
-    """What is learned from: pairs in either direction, the source a part of its own, only the target asked for."""
+    """What is learned from: pairs in either direction. The source is a part of its own; only the target is asked for."""
 
     pairs: list[Pair]
     tokenizer: PreTrainedTokenizerFast
@@ -178,7 +179,7 @@ def date_pairs(dates: Sequence[datetime.date]) -> list[Pair]:
 
 
 def read_date(text: str) -> tuple[datetime.date, str]:
-    """The date that a text names, and its language; for a helpful answer where it names none.
+    """The date that a text names, and its language; where it names none, an error that helps.
 
     Raises `ValueError` for a text that is not a date in a form that was trained on, and for a date that does not exist.
     """
@@ -237,14 +238,14 @@ def _model(seed: int, tokenizer: PreTrainedTokenizerFast, segment_length: int, d
 # ---- sentences of user interfaces ----
 
 
-LONGEST = {"en": 40, "zh": 16}  # characters; in byte pairs, a text fits into a segment
+LONGEST = {"en": 40, "zh": 16}  # characters; cut into byte pairs, such a text fits into a segment
 
 
 @functools.cache
 def split_sentences() -> dict[str, list[Pair]]:
     """Short texts of user interfaces (JupyterLab, Django): 300 to test on, 300 to choose by, the rest to train on.
 
-    None is in two of them in either language, letter case and all but letters and digits left aside.
+    No text is in two of these parts, in either language; letter case and all but letters and digits are ignored.
     """
 
     def keys(pairs: Sequence[Pair]) -> set[str]:

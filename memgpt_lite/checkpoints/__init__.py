@@ -14,18 +14,18 @@ FOLDER = Path(__file__).parent
 def load_pretrained(name: str) -> MemGPT:
     """A trained model, ready to use (dropout off). `python -m memgpt_lite.checkpoints.train NAME` trains it again.
 
-    Raises `ValueError` that lists the names when there is none of that name.
+    Raises a `ValueError` that lists the names if no model has that name.
     """
     return MemGPT.from_pretrained(_folder(name, "model.safetensors")).eval()
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """The tokenizer that a trained model was trained with. Raises `ValueError` that lists the names that have one."""
+    """The tokenizer that a model was trained with. Raises a `ValueError` that lists the models that have one if this has none."""
     return PreTrainedTokenizerFast.from_pretrained(_folder(name, "tokenizer.json"))
 
 
 def load_results(name: str) -> Results:
-    """What was measured over several seeds: row → metric → one value for each. Raises `ValueError` that lists the names."""
+    """What was measured over several seeds: row → metric → a value for each seed. Raises a `ValueError` that lists the names."""
     return Results(json.loads((_folder(name, "results.json") / "results.json").read_text("utf-8"))["seeds"])
 
 

@@ -1,4 +1,4 @@
-"""The models of made-up tasks: `recall`, of facts that come first, with every update rule, and `hard_recall`, of facts in any segment."""
+"""The models of made-up tasks: `recall` (facts come first), for every update rule, and `hard_recall` (facts in any segment)."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -89,7 +89,7 @@ def rule_recipe(rule: str) -> Recipe:
 
 @dataclass(frozen=True)
 class Told:
-    """Documents of hard recall, with what each of as many slots as there are names should take (`TaughtMemGPT`).
+    """Documents of hard recall, with what each slot should take (`TaughtMemGPT`); there are as many slots as names.
 
     Slot n belongs to the n-th of `tasks.NAMES`: it takes the place that is told of this name, after SET, and keeps otherwise.
     """
@@ -103,7 +103,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Hardest:
-    """Of `among` times as many documents those in which a slot of the model is nearest to doing the wrong thing.
+    """Draws `among` times as many documents and keeps those in which a slot of the model is nearest to doing the wrong thing.
 
     What goes wrong once in ten thousand segments is hardly ever met by chance, and so never mended. (Hard example mining: Sung & Poggio
     1994; Shrivastava et al. 2016, arXiv:1604.03540.)
@@ -131,9 +131,9 @@ def taken(ids: Tensor, length: int = tasks.HardRecall.segment_length) -> Tensor:
 
 
 def train_hard_recall(seed: int, on_grid: bool = False) -> Trained:
-    """From the shipped model `recall` on, which knows how to answer, but not what SET means; its slots begin anew, one for each name.
+    """Starts from the shipped `recall`, which knows how to answer but not what SET means; its slots begin anew, one per name.
 
-    With facts at any word it is trained on the hardest documents at last (notebook 13 shows what for).
+    Where facts stand at any word, training ends with the hardest documents (notebook 13 shows why).
     """
     recall = load_pretrained("recall")
     torch.manual_seed(seed)

@@ -42,7 +42,7 @@ class Recipe:
 
 
 class Results(dict):
-    """row → metric → one value for each seed. A notebook shows it as a table: the mean, and from the lowest to the highest."""
+    """row → metric → one value for each seed. A notebook shows it as a table: the mean, the lowest and the highest."""
 
     def __init__(self, by_seed: dict[str, dict]):
         self.seeds = sorted(by_seed, key=int)
@@ -68,7 +68,7 @@ def spread(values: list[float]) -> str:
 
 
 def run(name: str, recipe: Recipe, seed: int, folder: Path) -> None:
-    """Train and measure with one seed, and add what came to `results.json`; of seed 0 the weights and the tokenizer are kept too."""
+    """Train and measure with one seed, and add the results to `results.json`; keep the weights and tokenizer of seed 0 too."""
     torch.manual_seed(seed)
     began = time.process_time()
     trained = recipe.train(seed)

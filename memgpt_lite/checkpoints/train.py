@@ -1,8 +1,8 @@
 """Train the models that come with the package: `python -m memgpt_lite.checkpoints.train recall`.
 
-Each seed is trained and measured in its turn, and added to the model's `results.json`; the weights of seed 0 are kept. Runs that go on
-side by side need an `--output` each: of two that end at once, one would be lost from a common file. On another processor or PyTorch
-version the last digits may differ.
+The seeds are trained and measured in turn, and their results are added to the model's `results.json`; the weights of seed 0 are
+kept. Runs side by side need an `--output` each: if two ended at once, one would be missing from a shared file. On another
+processor or PyTorch version the last digits may differ.
 """
 
 import argparse

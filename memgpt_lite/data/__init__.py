@@ -8,7 +8,7 @@ KINDS = (".txt", ".tsv", ".jsonl", ".tiktoken")
 
 
 def path(name: str) -> Path:
-    """The path of a data file. Raises `ValueError` that lists the files when there is none of that name."""
+    """The path of a data file. Raises a `ValueError` that lists the files if none has that name."""
     file = FOLDER / name
     if file.suffix not in KINDS or not file.is_file():
         names = sorted(f.name for f in FOLDER.iterdir() if f.suffix in KINDS)
@@ -27,5 +27,5 @@ def load_table(name: str) -> list[tuple[str, ...]]:
 
 
 def load_records(name: str) -> list[dict]:
-    """The records of a file of JSON, one a line, such as `load_records("python_docstrings.jsonl")`."""
+    """The records of a JSON file, one on each line, such as `load_records("python_docstrings.jsonl")`."""
     return [json.loads(line) for line in load_text(name).splitlines()]

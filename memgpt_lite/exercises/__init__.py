@@ -3,7 +3,7 @@
     from memgpt_lite.exercises import check, hint, solution
 
     check("4.1", my_sparsemax)      # right, wrong (and probably why), or not attempted
-    hint("4.1")                     # again for one more; three at most
+    hint("4.1")                     # call it again for the next one; three at most
     solution("4.1")                 # ours, and what to notice in it
     rule = check("4.1", my_sparsemax).best      # yours once it is right, ours until then
 
@@ -36,9 +36,9 @@ class NotRight(AssertionError):
 
 
 def check(number: str, attempt: Any, *, seed: int | None = None) -> Result:
-    """Compare an attempt with ours, on inputs drawn afresh (or those of `seed`). Shown by a notebook as the last thing of a cell.
+    """Compare an attempt with ours, on newly drawn inputs (or those of `seed`). A notebook shows the result if it ends a cell.
 
-    Raises `ValueError` for an exercise that there is not, and, where nbgrader grades, `NotRight` for what is wrong or not attempted.
+    Raises `ValueError` for an unknown exercise, and, where nbgrader grades, `NotRight` for what is wrong or not attempted.
     """
     exercise = _find(number)
     result = examine(exercise, attempt, random.SystemRandom().randrange(2**31) if seed is None else seed)
@@ -48,7 +48,7 @@ def check(number: str, attempt: Any, *, seed: int | None = None) -> Result:
 
 
 def hint(number: str) -> Markdown:
-    """A hint; called again, one more. Raises `ValueError` for an exercise that there is not."""
+    """A hint; each further call adds one. Raises `ValueError` for an unknown exercise."""
     hints = _find(number).hints
     given = _hints_given[number] = min(_hints_given.get(number, 0) + 1, len(hints))
     more = (
@@ -61,7 +61,7 @@ def hint(number: str) -> Markdown:
 
 
 def solution(number: str) -> Markdown:
-    """Ours, and what to notice in it. Raises `ValueError` for an exercise that there is not."""
+    """Ours, and what to notice in it. Raises `ValueError` for an unknown exercise."""
     exercise = _find(number)
     ours = exercise.solution
     shown = f"```python\n{inspect.getsource(ours)}```" if callable(ours) else f"`{ours!r}`"

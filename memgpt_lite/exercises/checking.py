@@ -1,8 +1,8 @@
-"""How an attempt is checked: against ours, on inputs drawn afresh, and with the mistakes that are known to be made.
+"""How an attempt is checked: against our solution, on newly drawn inputs, and against the mistakes that learners often make.
 
 An exercise knows our solution, inputs of several sizes (the smallest first), and wrong versions that learners write. An attempt is right
 if it agrees with ours on all of them: in values, shapes, dtypes and gradients, with its inputs left as they were. Where it does not, the
-wrong versions are run on the same inputs; the one that gives what the attempt gave names the mistake.
+wrong versions are run on the same inputs; the one that gives the same as the attempt names the mistake.
 """
 
 import copy
@@ -24,13 +24,13 @@ from torch import Tensor
 
 from ..viz.figures import Picture
 
-SECONDS = 20  # for an attempt on all inputs; what is still running then is taken not to come to an end
-NAMING = 5  # of these at most for finding out which mistake it is
-FEW = 12  # numbers that are shown of an argument; four times as many of a result
+SECONDS = 20  # for an attempt on all inputs together; one that still runs after that is taken never to end
+NAMING = 5  # at most so many of these for finding out which mistake it is
+FEW = 12  # an argument with more numbers is shown by its shape alone; a result, from four times as many on, by its mean
 MARKED = re.compile(r"`([^`\n]+)`|(?<![\w*])\*(\S(?:[^*\n]*\S)?)\*(?![\w*])")  # `code`, *stressed*
-MEANINGS = {  # what PyTorch means by a part of what it says
+MEANINGS = {  # a part of PyTorch's error message, and what it means here
     "leaf Variable that requires grad": "an argument is changed in place (+=, *=, x[…] = …): whoever passed it in still needs it, and so does the "
-    "gradient. Make a new tensor of it: x = x + …, not x += …",
+    "gradient. Make a new tensor instead: x = x + …, not x += …",
     "modified by an inplace operation": "the values are there, but autograd cannot go back: something that it needs for that was changed in place "
     "(+=, x[…] = …, masked_fill_). Make a new tensor instead: x = x.masked_fill(…), not x.masked_fill_(…)",
 }
@@ -50,11 +50,11 @@ class Exercise:
     number: "4.1", of notebook 04; title.
     difficulty: 1 to 3; minutes: how long it takes, estimated; points: for grading.
     solution: ours.
-    cases: from a generator of random numbers the arguments to try, one tuple after the other, the smallest and the edge cases
-        first. Tensors that require a gradient have theirs compared too.
+    cases: takes a generator of random numbers and yields the arguments to try, tuple by tuple, the smallest and the edge cases
+        first. Where a tensor requires a gradient, its gradient is compared too.
     mistakes: the likely ones. A function is run beside the attempt; a value is compared with it.
     hints: up to three, from a nudge to nearly there. notice: what to look at in our solution.
-    tolerance: the largest difference that is not one, relative and absolute, in float32; a thousandth of it in float64.
+    tolerance: the largest difference that does not count, relative and absolute, in float32; a thousandth of it in float64.
     """
 
     number: str
@@ -106,7 +106,7 @@ def examine(exercise: Exercise, attempt: Any, seed: int) -> Result:
     if exercise.cases is None:
         return _examine_value(exercise, attempt)
     if not callable(attempt):
-        says = f"a function is asked for, not {_kind(attempt)}: pass its name, without brackets behind it"
+        says = f"a function is asked for, not {_kind(attempt)}: pass its name, without brackets after it"
         return Result(exercise, "wrong", says, exercise.solution)
     cases, until = list(exercise.cases(torch.Generator().manual_seed(seed))), time.monotonic() + SECONDS
     for i, arguments in enumerate(cases):
@@ -143,7 +143,7 @@ class _Run(NamedTuple):
 
 @torch.enable_grad()  # also in a notebook that has switched gradients off
 def _run(function: Callable, arguments: tuple, until: float) -> _Run:
-    """Call a function, and go back through what it gives; both are stopped at the time `until`."""
+    """Call a function, and compute the gradients of what it returns; both are stopped at the time `until`."""
     before, used = copy.deepcopy(arguments), copy.deepcopy(arguments)
     names = _names(function, arguments)
     asked = {name: x for name, x in zip(names, used) if isinstance(x, Tensor) and x.requires_grad}
@@ -158,12 +158,12 @@ def _run(function: Callable, arguments: tuple, until: float) -> _Run:
 
 
 class _TooLong(BaseException):
-    """No Exception, so that an attempt which catches those does not catch this."""
+    """Not an `Exception`, so that an attempt that catches exceptions does not catch this."""
 
 
 @contextmanager
 def _stopped_at(until: float) -> Iterator[None]:
-    """Stop what still goes on at a time of `time.monotonic`, where the system can: not on Windows, and only in the main thread, as in a notebook."""
+    """Stop what is running at a time of `time.monotonic`, where the system can: not on Windows, and only in the main thread, as in a notebook."""
     if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -220,7 +220,7 @@ def _compare(exercise: Exercise, yours: _Run, right: _Run) -> str | None:
         raised = f"your function raised {type(yours.error).__name__}: {yours.error}"
         return next((means for part, means in MEANINGS.items() if part in str(yours.error)), raised)
     if yours.value is None or yours.value is ...:
-        return f"your function returned {yours.value}, but {_show(right.value)} was expected: is a return missing on one of its ways?"
+        return f"your function returned {yours.value}, but {_show(right.value)} was expected: is a return missing on one of its paths?"
     differs = _difference(yours.value, right.value, exercise.tolerance)
     if differs:
         return differs
@@ -290,7 +290,7 @@ def _same(one: Any, two: Any, tolerance: float) -> bool:
             return _same(one.tolist(), two.tolist(), tolerance)
         return _same(
             torch.from_numpy(one.copy()), torch.from_numpy(two.copy()), tolerance
-        )  # no tensor runs backwards, a copy does not
+        )  # a tensor cannot have negative strides; a copy has none
     if isinstance(one, torch.nn.Module) and isinstance(two, torch.nn.Module):
         mine, other = one.state_dict(), two.state_dict()
         return (
@@ -314,7 +314,7 @@ def _same(one: Any, two: Any, tolerance: float) -> bool:
 
 
 def _switches(module: torch.nn.Module) -> list[dict[str, Any]]:
-    """What beside its parameters decides what a module does, part by part: names set, flags and numbers, how many hooks."""
+    """What besides its parameters decides what a module does, part by part: which names are set, flags, numbers, how many hooks."""
     return [
         {
             name: value if isinstance(value, bool | int | float | str) else len(value) if name.endswith("_hooks") else None
@@ -333,7 +333,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _recognise(exercise: Exercise, attempt: Callable, yours: _Run, cases: list[tuple], until: float) -> str | None:
-    """The mistake that gives what the attempt gives: `yours` on the case that failed, the same on as many others as there is time for."""
+    """The mistake that gives the same as the attempt: `yours` on the first case, which failed, and on as many others as time allows."""
     named: Sequence[Mistake] = ()
     for i, arguments in enumerate(cases):
         run = _run(attempt, arguments, until) if i else yours
@@ -391,7 +391,7 @@ def _show_arguments(function: Callable, arguments: tuple) -> str:
 
 
 def _draw(exercise: Exercise, yours: _Run, right: _Run) -> Picture | None:
-    """Yours against target as two heat maps, where both are matrices that one can take in."""
+    """Yours and the target as two heat maps, where both are matrices small enough to take in."""
     values = [run.value for run in (yours, right)]
     if not all(isinstance(x, Tensor) and x.is_floating_point() for x in values) or values[0].shape != values[1].shape:
         return None

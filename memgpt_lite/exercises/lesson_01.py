@@ -20,7 +20,7 @@ def decode(ids: list[int], piece_of: dict[int, str], byte_of: dict[str, int]) ->
 
 
 def texts_in_pieces(generator: Generator) -> Iterator[tuple[list[int], dict[int, str], dict[str, int]]]:
-    """Texts, as a tokenizer might have cut them: the tables hold what is needed for this one text."""
+    """Texts as a tokenizer might have cut them; the tables hold only what this one text needs."""
     letter_of = bytes_to_unicode()
     byte_of = {letter: byte for byte, letter in letter_of.items()}
     draw = random.Random(_a_seed(generator))
@@ -56,7 +56,7 @@ DECODE = Exercise(
         ),
         Mistake(
             lambda ids, piece_of, byte_of: "".join(piece_of[i] for i in ids).replace("Ġ", " ").replace("Ċ", "\n"),
-            "the space and the line break come back, all other bytes above 127 do not: Ġ and Ċ are two letters of 256. Take byte_of for all.",
+            "the space and the line break come back, the bytes above 127 do not: Ġ and Ċ are only two letters of 256. Take byte_of for all.",
         ),
         Mistake(
             lambda ids, piece_of, byte_of: "".join(bytes(byte_of[x] for x in piece_of[i]).decode("utf-8") for i in ids),
@@ -76,7 +76,7 @@ DECODE = Exercise(
             lambda ids, piece_of, byte_of: b" ".join(bytes(byte_of[x] for x in piece_of[i]) for i in ids).decode(
                 "utf-8", "replace"
             ),
-            "there are spaces that were not in the text: tokens are joined without anything between, and bring their spaces along.",
+            "there are spaces that were not in the text: join the tokens with nothing between them; they bring their own spaces.",
         ),
         Mistake(
             lambda ids, piece_of, byte_of: bytes(byte_of[x] for i in ids for x in piece_of[i]),
@@ -85,7 +85,7 @@ DECODE = Exercise(
     ),
     hints=(
         "Three steps: the letters of all tokens, the byte of each letter, the text. Which of them may be done token by token, and which may not?",
-        "A character's bytes may lie in several tokens. Collect the bytes of all tokens first, `bytes([…])` makes one object of them, and "
+        "A character's bytes may lie in several tokens. Collect the bytes of all tokens first, make one object of them with `bytes([…])`, and "
         "decode once.",
     ),
     notice="It decodes once, at the very end. Until then there are bytes and no characters, so it cannot matter where the tokenizer cut.",
@@ -133,7 +133,7 @@ UNPAD = Exercise(
         ),
         Mistake(
             lambda batch: [(ids[ids != 0].tolist(), int((labels != -100).sum())) for ids, _, labels in _rows(batch)],
-            "a token may have the padding's number, and has gone with it: go by the mask, not by the number.",
+            "a token that has the padding's number has gone with the padding: go by the mask, not by the number.",
         ),
         Mistake(
             lambda batch: [(ids[: mask.sum()].tolist(), int((labels != -100).sum())) for ids, mask, labels in _rows(batch)],
@@ -145,7 +145,7 @@ UNPAD = Exercise(
         ),
         Mistake(
             lambda batch: [(ids[mask.bool()].tolist(), int(mask.sum())) for ids, mask, _ in _rows(batch)],
-            "you count the tokens; asked for are those with a label, and not every token has one.",
+            "you count all tokens; count only those with a label, since not every token has one.",
         ),
         Mistake(
             lambda batch: [(ids[mask.bool()].tolist(), int((batch["labels"] != -100).sum())) for ids, mask, _ in _rows(batch)],
@@ -157,12 +157,12 @@ UNPAD = Exercise(
         ),
     ),
     hints=(
-        "Which of the three tensors says where the tokens are? And which one where something is asked?",
-        "A tensor can be indexed by a tensor of truth values, of the same shape: `ids[mask.bool()]`.",
+        "Which of the three tensors says where the tokens are? And which one says where something is asked?",
+        "A tensor can be indexed by a tensor of truth values of the same shape: `ids[mask.bool()]`.",
         'Go through the rows: `for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"])`. Count with '
         "`(labels != -100).sum()`.",
     ),
-    notice="The number of the padding token is nowhere asked for. Only the mask can say what is padding, because every number may also be a token.",
+    notice="The code never asks for the number of the padding token. Only the mask can say what is padding, because any number may be a token.",
 )
 
 
@@ -219,15 +219,15 @@ SHIFT = Exercise(
         ),
         Mistake(
             lambda labels, mask, segment_length: nothing_from_padding(F.pad(labels[:, :-1], (1, 0), value=-100), mask),
-            "off by one in the wrong direction: position t is asked for token t + 1, not for token t − 1.",
+            "off by one in the wrong direction: position t must be asked for token t + 1, not for token t − 1.",
         ),
         Mistake(
             lambda labels, mask, segment_length: nothing_from_padding(F.pad(labels[:, 2:], (0, 2), value=-100), mask),
-            "shifted twice: position t is asked for token t + 1, not for token t + 2.",
+            "shifted twice: position t must be asked for token t + 1, not for token t + 2.",
         ),
         Mistake(
             lambda labels, mask, segment_length: nothing_from_padding(labels.roll(-1, 1), mask),
-            "torch.roll moves in a circle: the last position is asked for the first token. Nothing follows it, so it gets −100.",
+            "torch.roll moves in a circle and asks the last position for the first token. Nothing follows that position, so it gets −100.",
         ),
         Mistake(
             lambda labels, mask, segment_length: labels.roll(-1, 1),
@@ -235,7 +235,7 @@ SHIFT = Exercise(
         ),
         Mistake(
             by_segment,
-            "each segment is shifted by itself, and its last position asks nothing. But it does predict: the first token of the next segment.",
+            "each segment is shifted by itself, so its last position is asked nothing. But it must predict the first token of the next segment.",
         ),
         Mistake(
             lambda labels, mask, segment_length: F.pad(labels[:, 1:], (0, 1), value=-100),
@@ -247,7 +247,7 @@ SHIFT = Exercise(
         ),
         Mistake(
             lambda labels, mask, segment_length: nothing_from_padding(F.pad(labels[:, 1:], (0, 1)), mask),
-            "the last position gets a 0, but 0 is a token: −100 is what says “not asked”.",
+            "the last position gets a 0, but 0 is a token: only −100 says “not asked”.",
         ),
         Mistake(shifted_in_place, "the right labels, but written into those that were passed in: make a new tensor."),
     ),
@@ -255,7 +255,7 @@ SHIFT = Exercise(
         "Write down for the tokens A B C D what each position is asked for. What is the last one asked for? Does a border of a segment change anything?",
         "`labels[:, 1:]` is what the positions 0 … T − 2 are asked for. One column is missing at the end: `torch.nn.functional.pad(…, (0, 1), "
         "value=-100)`.",
-        "Then `.masked_fill(mask == 0, -100)`: padding asks nothing. `segment_length` is not needed at all.",
+        "Then `.masked_fill(mask == 0, -100)`: padding is asked nothing. `segment_length` is not needed at all.",
     ),
     notice="The segment length appears nowhere: the last position of a segment predicts the first token of the next. That is why `MemGPT` shifts the "
     "whole text before it cuts it.",
@@ -319,7 +319,7 @@ WHERE = Exercise(
             lambda token, n, batch_size, window: (
                 "never" if token >= (n - 1) // batch_size * batch_size else placed(token + 1, n, batch_size, window)
             ),
-            "there it is read, not predicted: token t is the label where token t − 1 is the input.",
+            "that is where the token is read, not where it is predicted: token t is the label where token t − 1 is the input.",
         ),
         Mistake(
             lambda token, n, batch_size, window: (
@@ -327,7 +327,7 @@ WHERE = Exercise(
                 if token == 0 or token > n // batch_size * batch_size
                 else placed(token, n, batch_size, window, n // batch_size)
             ),
-            "a row has N = (n − 1) // batch_size tokens, not n // batch_size: the last token is read by no row, it is only predicted.",
+            "a row has N = (n − 1) // batch_size tokens, not n // batch_size: the last token is only predicted, never read.",
         ),
         Mistake(
             lambda token, n, batch_size, window: (
@@ -343,15 +343,15 @@ WHERE = Exercise(
             rows_first,
             "the text is not dealt out token by token, as cards are: each row is one stretch of the text, N tokens long.",
         ),
-        Mistake(column_of_the_row, "the column is counted within the window: it begins at 0 again in each."),
+        Mistake(column_of_the_row, "the column is counted within the window: in each window it begins at 0 again."),
         Mistake(
             one_window_a_row,
             "windows are counted over all rows at once: window 0 holds the first `window` columns of *every* row.",
         ),
     ),
     hints=(
-        "Where token `token` is the label, token `token - 1` is the input. So look for that one.",
-        "How many whole rows of N = (n − 1) // batch_size come before it? What is left is its place in the row; the place, divided by the window, gives "
+        "Where token `token` is the label, token `token - 1` is the input. So look for the place of `token - 1`.",
+        "How many whole rows of N = (n − 1) // batch_size come before it? What is left is its place in the row; dividing this place by the window gives "
         "window and column (`divmod`).",
         "`row, place = divmod(token - 1, N)`. Two kinds of token are never predicted: token 0, and those with `row >= batch_size`.",
     ),

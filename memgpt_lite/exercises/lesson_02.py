@@ -49,7 +49,7 @@ SPREAD = Exercise(
         ),
         Mistake(
             lambda memory: pairs(memory).abs().amax((1, 2, 3)),
-            "that is the largest difference in one dimension. Two slots lie apart in all dimensions together.",
+            "that is the largest difference in a single dimension. A distance takes all dimensions together.",
         ),
         Mistake(
             lambda memory: (memory.amax(1) - memory.amin(1)).norm(dim=-1),
@@ -57,11 +57,11 @@ SPREAD = Exercise(
         ),
         Mistake(
             lambda memory: pairs(memory).norm(dim=-1).mean((1, 2)),
-            "that is the mean distance, with each slot's distance to itself. One pair that is apart is to be seen: take the largest.",
+            "that is the mean distance, each slot's distance to itself included. A single pair that is apart must show: take the largest.",
         ),
         Mistake(
             lambda memory: (memory - memory[:, :1]).norm(dim=-1).amax(1),
-            "every slot is compared with slot 0 only: the two that are farthest apart may both be others.",
+            "every slot is compared with slot 0 only: the two that are farthest apart may both be other slots.",
         ),
         Mistake(
             lambda memory: (memory - memory.roll(1, 1)).norm(dim=-1).amax(1),
@@ -77,9 +77,9 @@ SPREAD = Exercise(
         ),
     ),
     hints=(
-        "The distance of two vectors is the norm of their difference. How do you get all M × M differences without a loop?",
+        "The distance between two vectors is the norm of their difference. How do you get all M × M differences without a loop?",
         "`memory[:, :, None] - memory[:, None, :]` has shape (B, M, M, D): every slot minus every other.",
-        "`.norm(dim=-1)` makes of it the distances, (B, M, M); then the largest over the last two dimensions, `.amax(dim=(1, 2))`.",
+        "`.norm(dim=-1)` turns them into distances, (B, M, M); then take the largest over the last two dimensions, `.amax(dim=(1, 2))`.",
     ),
     notice="Two slots that are equal give exactly 0 here. `torch.cdist` does the same in one call, but for many slots it multiplies matrices, and then equal "
     "slots may seem a little apart.",
@@ -106,7 +106,7 @@ def draws_of_all_kinds(generator: Generator) -> Iterator[tuple[Tensor]]:
 
 
 def gram_schmidt(normal: Tensor, *, against: Callable, scale: float | None = None) -> Tensor:
-    """As `orthogonal`, but with another idea of what is to be removed: `against` gives it from all earlier rows."""
+    """Like `orthogonal`, but `against` chooses what is removed: from the directions made so far and the earlier draws."""
     directions, rows = [], normal.unbind(dim=1)
     for j, row in enumerate(rows):
         for earlier in against(directions, rows[:j]):
@@ -141,7 +141,7 @@ ORTHOGONAL = Exercise(
         Mistake(lambda normal: orthogonal(normal) / normal.size(-1) ** 0.5, "the norms are 1: scale the slots to √D at the end."),
         Mistake(
             lambda normal: gram_schmidt(normal, against=lambda made, _: made, scale=normal.size(1) ** 0.5),
-            "scaled by √M. The norm of a normal slot grows with the number of its dimensions, √D, not with the number of slots.",
+            "the slots are scaled by √M, but the norm of a normal slot grows as √D, with its dimensions and not with the number of slots.",
         ),
         Mistake(
             lambda normal: gram_schmidt(normal, against=lambda made, _: []),
@@ -149,15 +149,15 @@ ORTHOGONAL = Exercise(
         ),
         Mistake(
             lambda normal: gram_schmidt(normal, against=lambda made, _: made[-1:]),
-            "only what a slot shares with the one directly before it is removed: it must be at right angles to all of them.",
+            "you remove only what a slot shares with the one directly before it: it must be at right angles to all earlier ones.",
         ),
         Mistake(
             lambda normal: gram_schmidt(normal, against=lambda _, rows: [row / row.norm(dim=-1, keepdim=True) for row in rows]),
-            "what is removed is the share with the earlier *draws*. These are not at right angles to each other: go by the directions already made.",
+            "you remove what a slot shares with the earlier *draws*. These are not at right angles to each other: use the directions already made.",
         ),
         Mistake(
             not_normalised_in_between,
-            "(row · earlier) · earlier is what the two share only if `earlier` has norm 1: divide each by its norm before the next one needs it.",
+            "(row · earlier) · earlier is what the two share only if `earlier` has norm 1: divide each row by its norm before the next one needs it.",
         ),
         Mistake(
             lambda normal: gram_schmidt(normal, against=lambda made, _: [earlier[:1] for earlier in made]),
@@ -165,7 +165,7 @@ ORTHOGONAL = Exercise(
         ),
         Mistake(
             lambda normal: torch.linalg.qr(normal.mT).Q.mT * normal.size(-1) ** 0.5,
-            "right angles and norms, but some slots are turned around: QR chooses signs of its own. Multiply by the sign of R's diagonal, "
+            "angles and norms are right, but some slots are turned around: QR chooses signs of its own. Multiply by the sign of R's diagonal, "
             "so that each slot points to the side to which its draw pointed.",
         ),
         Mistake(
@@ -174,12 +174,12 @@ ORTHOGONAL = Exercise(
         ),
     ),
     hints=(
-        "Take the loop of section 3. A row is now (B, D), one vector for each text: what has to become of `row @ earlier`?",
-        "`(row * earlier).sum(-1, keepdim=True)` is the dot product text by text, (B, 1), and `row.norm(dim=-1, keepdim=True)` the norm.",
+        "Take the loop of section 3. A row is now (B, D), one vector for each text: what must `row @ earlier` become?",
+        "`(row * earlier).sum(-1, keepdim=True)` is the dot product text by text, (B, 1), `row.norm(dim=-1, keepdim=True)` is the norm.",
         "`normal.unbind(dim=1)` gives the M rows one after the other. At the end `torch.stack(directions, dim=1)`, times √D.",
     ),
-    notice="The loop runs over slots; all texts go through it side by side. `ml.initial_memory` leaves it to `torch.linalg.qr`, which rounds less, and turns the "
-    "signs so that the two agree (for fewer slots than dimensions; with as many, it makes the columns orthogonal, and with them the rows).",
+    notice="The loop runs over slots; all texts go through it side by side. `ml.initial_memory` leaves this to `torch.linalg.qr`, which rounds less, and turns the "
+    "signs so that the two agree (for fewer slots than dimensions; with as many, it makes the columns orthogonal, and thereby the rows).",
 )
 
 
@@ -212,7 +212,7 @@ class Neighbours(nn.Module):
 
 
 class SparesTheLast(KeepAttention):
-    """Keep-attention, but for the last slot, which nothing changes."""
+    """Keep-attention for all slots but the last, which nothing changes."""
 
     def forward(self, memory: Tensor, context_vectors: Tensor, mask: Tensor | None = None) -> MemoryUpdate:
         after = super().forward(memory, context_vectors, mask).memory
@@ -231,7 +231,7 @@ def rules_of_all_kinds(generator: Generator) -> Iterator[tuple[nn.Module, Tensor
 
 
 def agrees(order: Callable, *, back: Callable | None = None) -> Callable:
-    """Compares with a single shuffle of the slots; `back` is what is done to the plain result, the same if not given."""
+    """Tries a single shuffle of the slots, `order`; `back` is what is done to the plain result, `order` too if not given."""
 
     def attempt(rule, memory, context_vectors):
         after = rule(memory, context_vectors).memory
@@ -263,7 +263,7 @@ ALIKE = Exercise(
     mistakes=(
         Mistake(
             agrees(lambda memory: memory.flip(1), back=lambda after: after),
-            "the slots are shuffled before the update, and compared with a result that is not: shuffle the plain result in the same way.",
+            "the slots are shuffled before the update, but the plain result is not shuffled: shuffle it in the same way, then compare.",
         ),
         Mistake(
             agrees(lambda memory: memory),
@@ -271,17 +271,17 @@ ALIKE = Exercise(
         ),
         Mistake(
             agrees(lambda memory: memory.roll(1, 1)),
-            "slots that are all moved on by one stay in the same circle. A rule that passes things around in it (InACircle) is not found out: "
+            "moving all slots on by one keeps them in the same circle. Your test misses a rule that passes things around in it (InACircle): "
             "try another order as well.",
         ),
         Mistake(
             agrees(lambda memory: memory.flip(1)),
-            "back to front, neighbours stay neighbours. A rule that looks at the slots beside a slot (Neighbours) is not found out: try another "
+            "back to front, neighbours stay neighbours. Your test misses a rule that looks at the slots beside a slot (Neighbours): try another "
             "order as well.",
         ),
         Mistake(
             agrees(swap_two),
-            "only the first two slots change places. A rule that treats another slot in its own way (SparesTheLast) is not found out: try another "
+            "only the first two slots change places. Your test misses a rule that treats another slot differently (SparesTheLast): try another "
             "order as well.",
         ),
         Mistake(
@@ -290,7 +290,7 @@ ALIKE = Exercise(
         ),
         Mistake(
             shuffles_the_tokens,
-            "the tokens are shuffled, not the slots: that a rule does not mind the order of what it reads is another question.",
+            "the tokens are shuffled, not the slots: whether a rule minds the order of what it reads is another question.",
         ),
         Mistake(
             compares_the_means,
@@ -301,10 +301,10 @@ ALIKE = Exercise(
         "`memory[:, order]` shuffles the slots, with `order` a list of 0 … M − 1 in another order. A rule returns the new memory as `.memory`.",
         "Compare `rule(memory[:, order], context_vectors).memory` with `rule(memory, context_vectors).memory[:, order]`, by `torch.allclose(…, "
         "atol=1e-4)`.",
-        "One order may be blind: moved on by one, or back to front, neighbours stay neighbours. Try several, or one in which all are mixed up.",
+        "One order may miss a rule: moved on by one or back to front, neighbours stay neighbours. Try several, or one that mixes all slots up.",
     ),
-    notice="Two orders do for any number of slots: every shuffle can be made of “swap the first two” and “move all on by one”. (On one memory, drawn at random, this "
-    "is a test and no proof.)",
+    notice="Two orders are enough for any number of slots: every shuffle is made of “swap the first two” and “move all on by one”. (On one memory, drawn at random, this "
+    "is a test, not a proof.)",
 )
 
 
@@ -320,17 +320,17 @@ TWO_KINDS = Exercise(
     mistakes=(
         Mistake(
             16,
-            "slots that start equal stay equal, also where other slots are different: what slot 3 does depends on what it holds, not on its number.",
+            "slots that start equal stay equal, even where other slots are different: what slot 3 does depends on what it holds, not on its number.",
         ),
         Mistake(8, "no copy ever leaves the others of its kind. Count the kinds, not the copies."),
         Mistake(
             1,
-            "the two kinds may become one, where both take all from the same token, but need not: two may also stay two. Asked was: at most.",
+            "the two kinds may become one, where both take all from the same token, but they need not. The question was: at most.",
         ),
         Mistake(100, "a segment changes every slot of a kind in the same way: the number of kinds cannot grow with the text."),
         Mistake(
             4,
-            "the two kinds do not mix: a slot sees the tokens and itself, no other slot. Even if it did, equal slots would see the same.",
+            "the two kinds do not mix: a slot sees the tokens and itself, no other slot. Even if it saw others, equal slots would see the same.",
         ),
     ),
     hints=(

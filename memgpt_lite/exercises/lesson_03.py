@@ -30,7 +30,7 @@ def segments_of_all_kinds(generator: Generator) -> Iterator[tuple[Tensor, Tensor
 
 
 def attention_with(mix: Callable, *, split: Callable | None = None) -> Callable:
-    """Attention with another idea of what the shares are, or of what a head is: `mix` makes of q, k, v (B, H, L, d) the result."""
+    """Attention with other shares, or with other heads: `split` makes the heads, `mix` the result from q, k, v (B, H, L, d)."""
 
     def attempt(q, k, v, num_heads):
         q, k, v = ((split or heads)(x, num_heads) for x in (q, k, v))
@@ -99,15 +99,15 @@ ATTENTION = Exercise(
         ),
         Mistake(
             attention_with(lambda q, k, v: shares_from(q @ k.mT / q.size(-1)) @ v),
-            "the scores are divided by d: it is √d by which they spread.",
+            "the scores are divided by d, but they spread by √d: divide by √d.",
         ),
         Mistake(
             lambda q, k, v, num_heads: attention(q / num_heads**0.5, k, v, num_heads),
-            "the scores are divided by √D. A head has only d = D / H numbers, so it is √d.",
+            "the scores are divided by √D. A head has only d = D / H numbers, so divide by √d.",
         ),
         Mistake(
             attention_with(wrong_axis),
-            "softmax runs over the wrong axis: each position shares itself out, so a row sums to 1 (the last dimension, u).",
+            "softmax runs over the wrong axis: the shares of each position t must sum to 1 along the last dimension, u.",
         ),
         Mistake(
             attention_with(lambda q, k, v: scaled(q, k).softmax(-1) @ v),
@@ -119,7 +119,7 @@ ATTENTION = Exercise(
         ),
         Mistake(
             attention_with(lambda q, k, v: shares_from(scaled(q, k), diagonal=0) @ v),
-            "the mask is off by one: a position may look at itself. The first one has nothing else, and its row has become NaN.",
+            "the mask is off by one: a position must see itself. The first one has nothing else to look at, so its row has become NaN.",
         ),
         Mistake(
             attention_with(mask_after_softmax),
@@ -130,7 +130,7 @@ ATTENTION = Exercise(
             "hidden scores are set to 0, but a score of 0 has a share like any other: only −∞ has none.",
         ),
         Mistake(
-            one_head, "there is one head as wide as all: cut q, k and v into num_heads pieces along the last dimension first."
+            one_head, "there is a single head of width D: first cut q, k and v into num_heads pieces along the last dimension."
         ),
         Mistake(
             attention_with(lambda q, k, v: shares_from(scaled(q, k)) @ v, split=cut_without_transposing),
@@ -138,7 +138,7 @@ ATTENTION = Exercise(
         ),
         Mistake(
             heads_taken_for_each_other,
-            "the way in is right, but the heads are not put back side by side: .transpose(1, 2) before you make one dimension of two.",
+            "the heads are cut correctly, but not put back side by side: use .transpose(1, 2) before you make one dimension of two.",
         ),
         Mistake(
             lambda q, k, v, num_heads: attention(q, k.detach(), v, num_heads),
@@ -146,13 +146,13 @@ ATTENTION = Exercise(
         ),
     ),
     hints=(
-        "First one text and one head: `attention` of section 2. What has to become of `.T` and of the mask when two dimensions stand in front?",
+        "Start with one text and one head: `attention` of section 2. What must change in `.T` and the mask when two dimensions stand in front?",
         "`q.unflatten(-1, (num_heads, -1))` is (B, L, H, d), and `.transpose(1, 2)` brings the heads in front of the positions: (B, H, L, d). Swap the last two "
-        "dimensions by `k.mT`; a mask of shape (L, L) fits by itself.",
+        "dimensions with `k.mT`; a mask of shape (L, L) fits as it is.",
         "`scores = q @ k.mT / q.size(-1) ** 0.5`, hide `torch.ones(L, L).triu(1).bool()` with −∞, softmax over the last dimension, times v; then "
         "`.transpose(1, 2).flatten(2)`.",
     ),
-    notice="No loop is left: batch and heads are two dimensions more, through which the two matrix products and the softmax go by themselves. "
+    notice="No loop is left: batch and heads are two more dimensions, and the two matrix products and the softmax run over them by themselves. "
     "PyTorch's `scaled_dot_product_attention` does the lines in the middle in one call.",
 )
 
@@ -183,7 +183,7 @@ CONTEXT = Exercise(
     mistakes=(
         Mistake(
             lambda hidden, logits, E, W: hidden + logits @ E @ W.T,
-            "logits are no probabilities: softmax comes first, over the V tokens.",
+            "logits are not probabilities: softmax comes first, over the V tokens.",
         ),
         Mistake(
             lambda hidden, logits, E, W: hidden + logits.softmax(1) @ E @ W.T,
@@ -191,7 +191,7 @@ CONTEXT = Exercise(
         ),
         Mistake(
             lambda hidden, logits, E, W: hidden + logits.softmax(-1) @ E @ W,
-            "W stands the wrong way round: W e for a vector e is e @ W.T for rows, as in nn.Linear. (Both fit, since W is square.)",
+            "W is the wrong way round: W e for a vector e becomes e @ W.T for rows, as in nn.Linear. (Both fit, since W is square.)",
         ),
         Mistake(
             lambda hidden, logits, E, W: logits.softmax(-1) @ E @ W.T,
@@ -199,15 +199,15 @@ CONTEXT = Exercise(
         ),
         Mistake(
             lambda hidden, logits, E, W: hidden + logits.softmax(-1) @ E,
-            "the expected embedding is added as it is: W comes before it.",
+            "the expected embedding is added as it is: multiply it by W first.",
         ),
         Mistake(
             lambda hidden, logits, E, W: (hidden + logits.softmax(-1) @ E) @ W.T,
-            "W is applied to both. It belongs to the second term alone; the hidden state is added as it is.",
+            "W is applied to both terms. It belongs to the second term alone; the hidden state is added as it is.",
         ),
         Mistake(
             lambda hidden, logits, E, W: hidden + E[logits.argmax(-1)] @ W.T,
-            "only the likeliest token counts here. The mean goes over all, each by its probability (and argmax has no gradient).",
+            "only the likeliest token counts here. The mean runs over all tokens, each weighted by its probability (and argmax has no gradient).",
         ),
         Mistake(
             lambda hidden, logits, E, W: context(hidden, logits.detach(), E, W),
@@ -215,7 +215,7 @@ CONTEXT = Exercise(
         ),
     ),
     hints=(
-        "Begin with the sum: a mean of V vectors, weighted by V probabilities. Which shapes do they have, and which product is it?",
+        "Begin with the sum: a mean of V vectors, weighted by V probabilities. Which shapes do they have, and which product computes it?",
         "`logits.softmax(-1) @ E` is (B, L, V) @ (V, D). A row e times W is `e @ W.T`.",
     ),
     notice="The sum over the vocabulary is one matrix product. It is soft: a model that wavers between two places writes a bit of both, and the gradient "
@@ -227,8 +227,8 @@ CONTEXT = Exercise(
 
 
 def answers_of_all_kinds(generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    yield F.one_hot(torch.tensor([[1, 0]]), 3).float(), torch.tensor([[0, 1]])  # nothing asks for the first
-    yield F.one_hot(torch.tensor([[1, 2, 0, 2]]), 3).float(), torch.tensor([[1, 1, 2, 1]])  # two of three
+    yield F.one_hot(torch.tensor([[1, 0]]), 3).float(), torch.tensor([[0, 1]])  # the first label is never asked for
+    yield F.one_hot(torch.tensor([[1, 2, 0, 2]]), 3).float(), torch.tensor([[1, 1, 2, 1]])  # two of three are right
     for B, T, V in ((2, 6, 4), (3, 9, 7), (4, 12, 4)):
         labels = torch.randint(V, (B, T), generator=generator)
         logits = torch.randn(B, T, V, generator=generator)
@@ -238,7 +238,7 @@ def answers_of_all_kinds(generator: Generator) -> Iterator[tuple[Tensor, Tensor]
         logits[:, :-1] += 9 * right[..., None] * F.one_hot(labels[:, 1:], V)
         labels[0, 4:] = -100  # the texts are asked for different numbers of tokens
         labels[1:, 5::2] = -100
-        labels[0, 0], logits[0, -1] = 1, 9 * F.one_hot(torch.tensor(1), V)  # who shifts in a circle has one more right
+        labels[0, 0], logits[0, -1] = 1, 9 * F.one_hot(torch.tensor(1), V)  # a shift in a circle would get one more right
         yield logits, labels
 
 
@@ -258,10 +258,10 @@ SHARE_RIGHT = Exercise(
     solution=answer_accuracy,
     cases=answers_of_all_kinds,
     mistakes=(
-        Mistake(compare, "nothing is shifted: position t answers with label t + 1."),
+        Mistake(compare, "nothing is shifted: the answer of position t belongs to label t + 1."),
         Mistake(
             lambda logits, labels: compare(logits[:, 1:], labels[:, :-1]),
-            "shifted the wrong way: position t answers with label t + 1, so logits lose their last position and labels their first.",
+            "shifted the wrong way: position t answers for label t + 1, so logits lose their last position and labels their first.",
         ),
         Mistake(
             lambda logits, labels: compare(logits, labels.roll(-1, 1)),
@@ -273,27 +273,27 @@ SHARE_RIGHT = Exercise(
         ),
         Mistake(
             lambda logits, labels: (logits[:, :-1].argmax(-1) == labels[:, 1:])[labels[:, 1:] > 0].float().mean().item(),
-            "label 0 is left out, but 0 is a token: not asked is −100 alone.",
+            "label 0 is left out, but 0 is a token: only −100 says “not asked”.",
         ),
         Mistake(
             mean_of_texts,
-            "a mean over texts of their own means: a text with one question would count as much as one with many. Take all questions together.",
+            "this is the mean of the texts' own means: a text with one question counts as much as one with many. Take all questions together.",
         ),
         Mistake(
             lambda logits, labels: (logits[:, :-1].argmax(-1) == labels[:, 1:]).sum().item(),
-            "that is a number of right answers, not a share: divide by the number of questions.",
+            "that is the number of right answers, not a share: divide by the number of questions.",
         ),
         Mistake(
             lambda logits, labels: F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()).item(),
-            "that is the loss. Asked for is how often the likeliest token is the right one.",
+            "that is the loss. The question is how often the likeliest token is the right one.",
         ),
     ),
     hints=(
         "Which label does position t answer? How many positions have an answer that you can check?",
-        "Compare `logits[:, :-1].argmax(-1)` with `labels[:, 1:]`: the last position's answer would be outside of the text.",
+        "Compare `logits[:, :-1].argmax(-1)` with `labels[:, 1:]`: the last position's answer would lie outside the text.",
         "Of the result, (B, T − 1) truth values, take those where the label is not −100: `right[asked].float().mean()`.",
     ),
-    notice="Both are cut, logits at the end and labels at the start, and only then compared. An index by truth values makes one long row of all questions, "
+    notice="Both are cut, logits at the end and labels at the start, and only then compared. Indexing by truth values puts all questions into one long row, "
     "so that each counts alike.",
 )
 
@@ -357,7 +357,7 @@ BLINDFOLD = Exercise(
     mistakes=(
         Mistake(
             left_at_zero,
-            "the right logits, but the model is left blind: put back what you changed, weights or a switch. (If you did: a view of a parameter becomes 0 with it, a .clone() does not.)",
+            "the right logits, but the model is left blind: put back what you changed, weights or a switch. (If you did: your copy was a view, which becomes 0 too; a .clone() does not.)",
         ),
         Mistake(
             lambda model, block_number, ids: blindfold(
@@ -379,7 +379,7 @@ BLINDFOLD = Exercise(
         ),
         Mistake(
             lambda model, block_number, ids: blindfold(model, [model.transformer.h[block_number].crossattention.q_attn], ids),
-            "without queries all slots get the same share, so their mean is read, not nothing: it is the output, c_proj, that must be 0.",
+            "with queries of 0 all slots get the same share, so their mean is still read: it is the output, c_proj, that must be 0.",
         ),
         Mistake(
             lambda model, block_number, ids: model(ids, memory=torch.zeros_like(model.init_memory(len(ids)))).logits,
@@ -387,14 +387,14 @@ BLINDFOLD = Exercise(
         ),
         Mistake(
             lambda model, block_number, ids: model(ids).logits,
-            "these are the logits of the whole model: nothing was 0 while it ran. (A hook on c_proj is never called: the block computes with its weights directly.)",
+            "these are the logits of the whole model: nothing was 0 while it ran. (A hook on c_proj is not called here: the block computes with its weights directly.)",
         ),
     ),
     hints=(
-        "Three steps: keep a copy of the parameters, set them to 0 and run the model, put the copy back. Which two parameters has `c_proj`?",
-        "A view is no copy: `saved = [p.clone() for p in c_proj.parameters()]`. Then `p.zero_()` for each, and in the end `p.copy_(before)`.",
+        "Three steps: keep a copy of the parameters, set them to 0 and run the model, put the copy back. What are `c_proj`'s two parameters?",
+        "A view is not a copy: `saved = [p.clone() for p in c_proj.parameters()]`. Then `p.zero_()` for each, and in the end `p.copy_(before)`.",
     ),
-    notice="The logits are computed before the weights are put back, and returned after. Such an intervention says more than a picture of shares: what is read "
+    notice="The logits are computed before the weights are put back, and returned afterwards. Such an intervention says more than a picture of shares: what is read "
     "need not be used.",
 )
 
@@ -416,13 +416,15 @@ REACH = Exercise(
         Mistake(
             40, "nothing before token 20 can change: the mask hides it within the segment, and the memory only goes forward."
         ),
-        Mistake(8, "those are the positions of the third segment, which the memory reaches. Its own segment has some as well."),
+        Mistake(
+            8, "those are the positions of the third segment, which the memory reaches. Token 20's own segment has some as well."
+        ),
     ),
     hints=(
         "Three segments: positions 0–15, 16–31, 32–39. In which one is token 20, and which positions there may look at it?",
         "After its segment, the memory has taken it in. Who reads the memory?",
     ),
-    notice="Positions 20 to 39: in its own segment by self-attention, in the next by way of the memory. At most, because a slot may have taken nothing of it, and then "
+    notice="Positions 20 to 39: in its own segment by self-attention, in the next by way of the memory. “At most”, because the slots may have taken nothing of it, and then "
     "the third segment is the same to the last bit.",
 )
 

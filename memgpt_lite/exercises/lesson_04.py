@@ -12,7 +12,7 @@ from .checking import Exercise, Mistake
 
 
 def scores_of_all_kinds(generator: Generator) -> Iterator[tuple[Tensor]]:
-    yield (torch.tensor([1.0, 0.0], dtype=torch.float64),)  # a lead of exactly 1: a kink, which has no one gradient
+    yield (torch.tensor([1.0, 0.0], dtype=torch.float64),)  # a lead of exactly 1: a kink, where there is no single gradient
     for scores in ([0.3], [0.5, 0.5], [2.0, 0.1, 1.5]):  # one alone; a tie; one left out
         yield (torch.tensor(scores, dtype=torch.float64, requires_grad=True),)
     for shape, dtype in (((3, 4), torch.float32), ((2, 5, 5), torch.float64), ((2, 3, 9), torch.float32)):
@@ -68,33 +68,33 @@ SPARSEMAX = Exercise(
         ),
         Mistake(
             without_the_clamp,
-            "it sums to 1, but there are negative shares: cut off at 0, and find τ from those alone that stay above it.",
+            "it sums to 1, but some shares are negative: cut them off at 0, and find τ only from the scores whose shares stay above 0.",
         ),
         Mistake(threshold_from_all, "τ is computed from all scores, also from those that end at 0: only those above τ count."),
         Mistake(
-            one_too_few, "one score too few is above τ: the count of those with 1 + k·z_(k) > z_(1) + … + z_(k) is k itself."
+            one_too_few, "you take one score too few: the count of those with 1 + k·z_(k) > z_(1) + … + z_(k) is already right."
         ),
         Mistake(
             clamped_and_divided,
-            "dividing by the sum is not subtracting a threshold: raise all scores by 5, and nothing may change.",
+            "dividing by the sum is not subtracting a threshold: if you raise all scores by 5, no share may change.",
         ),
         Mistake(
             lambda scores: torch.nn.functional.one_hot(scores.argmax(-1), scores.size(-1)).to(scores.dtype),
-            "this is hardmax, all to the highest. Sparsemax shares where two scores are less than 1 apart.",
+            "this is hardmax: the highest score takes all. Sparsemax shares where two scores are less than 1 apart.",
         ),
         Mistake(
             lambda scores: sparsemax(scores.detach()),
-            "the values are right, but no gradient comes back through it: leave .detach() and .item() out.",
+            "the values are right, but no gradient comes back to the scores: leave .detach() and .item() out.",
         ),
         Mistake(in_place, "the scores that were passed in have changed: write z = z - …, not z -= …"),
     ),
     hints=(
-        "Sort the scores of each row, the highest first. If the k highest are to stay above zero, what must τ be for them to sum to 1?",
+        "Sort the scores of each row, the highest first. If the k highest are to keep a share, what must τ be for these shares to sum to 1?",
         "τ(k) = (z₍₁₎ + … + z₍ₖ₎ − 1) / k. The right k is the greatest for which z₍ₖ₎ is still above its own τ(k).",
         "`ordered = scores.sort(-1, descending=True).values`, `total = ordered.cumsum(-1)`, `rank = torch.arange(1, N + 1)`; then "
-        "`support = (1 + rank * ordered > total).sum(-1, keepdim=True)`, and `total.gather(-1, support - 1)` is the sum of those.",
+        "`support = (1 + rank * ordered > total).sum(-1, keepdim=True)`, and `total.gather(-1, support - 1)` is the sum of the scores that stay.",
     ),
-    notice="The highest score is subtracted first. Nothing changes by it but the rounding: the winner is then exactly 0, and 0 − (−1) is *exactly* 1. "
+    notice="The highest score is subtracted first. This changes nothing but the rounding: the winner is then exactly 0, and 0 − (−1) is *exactly* 1. "
     "Half precision is computed in float32, since many small roundings would add up to a row that sums to 0.98.",
 )
 
@@ -119,7 +119,7 @@ def segments_of_all_kinds(generator: Generator) -> Iterator[tuple[Tensor, ...]]:
         )
         keep = torch.rand(B, M, 1, generator=generator, dtype=dtype).requires_grad_()
         mask = torch.ones(B, L, dtype=torch.bool)
-        mask[-1, L - L // 2 :] = i == 0  # the last text ends in padding, but for the smallest
+        mask[-1, L - L // 2 :] = i == 0  # the last text ends in padding, except in the smallest case
         yield memory, keep, q, k, v, mask
     yield memory, keep, q, k, v, torch.zeros_like(mask)  # padding alone: nothing may change
 
@@ -183,7 +183,7 @@ UPDATE = Exercise(
         Mistake(no_square_root, "the scores are not divided by √D. With wide vectors they grow, and one token takes all."),
         Mistake(
             wrong_axis,
-            "the shares are taken over the wrong axis: each *slot* shares out itself, so a row (over keep and the tokens) sums to 1.",
+            "the shares are taken over the wrong axis: each *slot* has a row of shares, over keep and the tokens, that must sum to 1.",
         ),
         Mistake(keep_left_out, "the keep column is left out of the new slot: what a slot keeps of itself is missing."),
         Mistake(keep_beside, "the slot is kept whole, whatever its keep share says: multiply it by its share."),
@@ -194,8 +194,8 @@ UPDATE = Exercise(
         Mistake(gradient_cut, "no gradient reaches the old memory: without it no earlier segment can learn."),
     ),
     hints=(
-        "First the scores of the tokens, `q @ k.mT`, scaled as in attention. Which shape have they? Where does *keep* go?",
-        "`torch.cat([keep, scores], dim=-1)` is (B, M, 1 + L). Mask before, `ml.sparsemax` after.",
+        "First the scores of the tokens, `q @ k.mT`, scaled as in attention. Which shape do they have? Where does *keep* go?",
+        "`torch.cat([keep, scores], dim=-1)` is (B, M, 1 + L). Mask the scores before it, take `ml.sparsemax` after it.",
         "The new slot: `shares[..., :1] * memory + shares[..., 1:] @ v`.",
     ),
     notice="One matrix of shares does it all: column 0 weighs the old slot, the others the tokens' values. `KeepAttention.forward` is these same lines, "
@@ -231,15 +231,15 @@ PROVENANCE = Exercise(
         ),
         Mistake(
             lambda shares, write: torch.cat([shares[:, :1], write[:, :1] * shares[:, 1:], write[:, 1:]], -1),
-            "the initial slot fades like everything else: column 0 is multiplied by keep too.",
+            "the initial slot fades like everything else: column 0 must be multiplied by keep too.",
         ),
         Mistake(
             lambda shares, write: torch.cat([write[:, :1] * shares, write], -1),
-            "the keep column is no token: of `write` only the columns from 1 on are appended.",
+            "the keep column is not a token: append only the columns of `write` from 1 on.",
         ),
         Mistake(
             lambda shares, write: torch.cat([write[:, 1:], write[:, :1] * shares], -1),
-            "the order: what was there stays in front, the new tokens follow.",
+            "the order is wrong: what was there before stays in front, the new tokens follow.",
         ),
         Mistake(
             lambda shares, write: torch.cat([write[:, -1:] * shares, write[:, :-1]], -1),

@@ -53,25 +53,30 @@ SOFTMAX_BACKWARD = Exercise(
         ),
         Mistake(
             lambda p, g: g - g.mean(-1, keepdim=True),
-            "this is the rule of sparsemax, with all scores in the support: softmax weighs by p, in the mean and outside of it.",
+            "this is the rule of sparsemax, with all scores in the support: softmax weighs by p, both in the mean and outside it.",
         ),
         Mistake(lambda p, g: p * (g - g.mean(-1, keepdim=True)), "the mean that is subtracted must be weighted by p: Σ gᵢpᵢ."),
-        Mistake(lambda p, g: g - (g * p).sum(-1, keepdim=True), "the mean is right, but the whole bracket is multiplied by pⱼ."),
+        Mistake(
+            lambda p, g: g - (g * p).sum(-1, keepdim=True), "the mean is right, but the whole bracket must be multiplied by pⱼ."
+        ),
         Mistake(
             lambda p, g: p * g - (p * g).sum(-1, keepdim=True),
-            "pⱼ stands before the whole bracket, also before the sum that is subtracted.",
+            "pⱼ multiplies the whole bracket, the sum that is subtracted included.",
         ),
-        Mistake(lambda p, g: p * ((g * p).sum(-1, keepdim=True) - g), "the sign is the wrong way round: the own share grows."),
+        Mistake(
+            lambda p, g: p * ((g * p).sum(-1, keepdim=True) - g),
+            "the sign is the wrong way round: a higher score makes its own share grow.",
+        ),
         Mistake(one_mean_for_all_rows, "the sum runs over all rows together: every row has its own, .sum(-1, keepdim=True)."),
         Mistake(gradient_in_place, "the gradient that was passed in has changed: write g = g - …, not g -= …"),
     ),
     hints=(
-        "The chain rule sums over all shares that score j moves: Σᵢ gᵢ ∂pᵢ/∂zⱼ. Put in ∂pᵢ/∂zⱼ, and take out of the sum what has no i.",
+        "The chain rule sums over all shares that score j moves: Σᵢ gᵢ ∂pᵢ/∂zⱼ. Put in ∂pᵢ/∂zⱼ, and take what has no i out of the sum.",
         "Σᵢ gᵢ pᵢ ([i=j] − pⱼ) = pⱼ (gⱼ − Σᵢ gᵢpᵢ). Sparsemax subtracts a mean over the support; softmax one that is weighted by p.",
         "`(g * p).sum(-1, keepdim=True)` is that mean, of each row.",
     ),
-    notice="p is never exactly 0, so a score is without a gradient only if its g is exactly the weighted mean. And the whole row sums to 0, as "
-    "with sparsemax: raise all scores alike, and nothing happens.",
+    notice="p is never exactly 0, so a score is without a gradient only if its g is exactly the weighted mean. And the gradients of a row sum to 0, as "
+    "with sparsemax: raise all scores alike, and no share changes.",
 )
 
 
@@ -85,14 +90,16 @@ def gate_backward(m: Tensor, c: Tensor, z: Tensor, g: Tensor) -> tuple[Tensor, T
 
 def gates_of_all_kinds(generator: Generator) -> Iterator[tuple[Tensor, ...]]:
     yield tuple(torch.tensor([x]) for x in (3.0, 1.0, 0.0, 1.0))  # a gate of one half
-    yield tuple(torch.tensor([x], dtype=torch.float64) for x in (2.0, 2.0, 1.0, -1.0))  # old and new alike: no matter
+    yield tuple(
+        torch.tensor([x], dtype=torch.float64) for x in (2.0, 2.0, 1.0, -1.0)
+    )  # old and new are equal: the gate does not matter
     yield tuple(torch.tensor(x) for x in ([1.0, 1.0], [5.0, 5.0], [40.0, -40.0], [1.0, 2.0]))  # open, and closed, for good
     for shape, dtype in (((4,), torch.float32), ((3, 5), torch.float64), ((2, 3, 4), torch.float32)):
         yield tuple(torch.randn(shape, generator=generator, dtype=dtype) for _ in range(4))
 
 
 def gate_at(point, slope):
-    """A wrong version of the gate's gradient: where it is taken, and what stands for its slope."""
+    """A wrong version of the gate's gradient: `point` stands for m − c, `slope` for a (1 − a)."""
 
     def wrong(m, c, z, g):
         a = torch.sigmoid(z)
@@ -132,7 +139,7 @@ GATE_BACKWARD = Exercise(
         ),
         Mistake(
             gate_at(lambda m, c: c - m, lambda a: a * (1 - a)),
-            "the sign at the gate: when a grows, more of m comes and less of c.",
+            "the sign at the gate is wrong: when a grows, more of m comes in, and less of c.",
         ),
         Mistake(
             gate_at(lambda m, c: m, lambda a: a * (1 - a)),
@@ -140,19 +147,19 @@ GATE_BACKWARD = Exercise(
         ),
         Mistake(
             gate_at(lambda m, c: 1, lambda a: a * (1 - a)),
-            "what the gate weighs is missing in its gradient: if m and c were equal, it could not matter at all.",
+            "what the gate weighs is missing from its gradient: if m and c were equal, the gate could not matter at all.",
         ),
         Mistake(old_and_new_exchanged, "the gradients of m and c are exchanged: m entered with the factor a."),
-        Mistake(kept_whole, "the gradient at m is g whole: of m only the share a came in."),
+        Mistake(kept_whole, "the gradient at m is the whole of g, but only the share a of m came in."),
         Mistake(squashed_no_gate, "z is taken for the gate: a = sigmoid(z), which lies between 0 and 1."),
     ),
     hints=(
-        "Three inputs, three ways back. With which factor did m enter m′? With which c?",
+        "Three inputs, three ways back. With which factor did m enter m′, and with which did c?",
         "The gate a multiplies m, and −a multiplies c: ∂loss/∂a = g·(m − c). Then through the sigmoid: da/dz = a (1 − a).",
         "`a = torch.sigmoid(z)`, and the three are `a * g`, `(1 - a) * g` and `g * (m - c) * a * (1 - a)`.",
     ),
-    notice="The gradient at the gate goes with a (1 − a): at most 1/4, and nearly 0 where the gate is wide open or shut. And it goes with m − c: where "
-    "old and new are alike, the gate learns nothing. In a slot of the library z and c are computed from m as well, so that all three come back to it.",
+    notice="The gradient at the gate has the factor a (1 − a): at most 1/4, nearly 0 where the gate is wide open or shut. And the factor m − c: where "
+    "old and new are alike, the gate learns nothing. In a slot of the library z and c are computed from m as well, so all three gradients come back to m.",
 )
 
 
@@ -180,7 +187,7 @@ REACHED = Exercise(
     mistakes=(
         Mistake(
             lambda S, k: list(range(max(0, S - k), S)),
-            "one too many: the memory that *enters* the last k segments is where the cut is made, and gets none itself.",
+            "one too many: the memory that *enters* the last k segments is where the cut is made, and gets no gradient itself.",
         ),
         Mistake(
             lambda S, k: list(range(max(0, S - k + 1), S)),
@@ -206,10 +213,10 @@ REACHED = Exercise(
         ),
     ),
     hints=(
-        "The last group holds the segments S − k … S − 1. Which memories are handed on *inside* of it?",
+        "The last group holds the segments S − k … S − 1. Which memories are handed on *inside* it?",
         "The memory that enters the group's first segment is cut off, unless that is segment 0, where there is nothing to cut.",
     ),
-    notice="m_1, which segment 0 writes, is reached for k of at least S only. So a cut shorter than the distance from a fact to its question cannot "
+    notice="m_1, which segment 0 writes, is reached only if k is at least S. So a cut shorter than the distance from a fact to its question cannot "
     "teach the writing of that fact. In the library `ml.backward.is_cut` decides it, segment by segment, for every group.",
 )
 
@@ -225,7 +232,7 @@ def replay_with_dropout(model: MemGPT, ids: Tensor, labels: Tensor) -> dict[str,
     with torch.no_grad():
         for x, _ in segments[:-1]:
             memories.append(model(x, memory=memories[-1]).memory)
-            states.append(torch.get_rng_state())  # where the next segment's first reading begins
+            states.append(torch.get_rng_state())  # the state before the next segment's first reading
     g = torch.zeros_like(memories[0])  # nothing reads the memory after the last segment
     for (x, y), m, state in zip(reversed(segments), reversed(memories), reversed(states)):
         torch.set_rng_state(state)
@@ -238,7 +245,7 @@ def replay_with_dropout(model: MemGPT, ids: Tensor, labels: Tensor) -> dict[str,
 
 
 class WholeGraph(RuntimeError):
-    """Raised by a model that is to be read segment by segment, each with a graph of its own."""
+    """Raised by a model that is to read segment by segment, each with a graph of its own."""
 
 
 class SegmentBySegment(MemGPT):
@@ -246,7 +253,7 @@ class SegmentBySegment(MemGPT):
 
     def forward(self, input_ids: Tensor, memory: Tensor | None = None, *others, **by_name):
         if torch.is_grad_enabled() and (input_ids.size(1) > self.config.segment_length or self._has_written(memory)):
-            raise WholeGraph("with gradients on, one segment at a time, from a memory without the graph of another")
+            raise WholeGraph("with gradients on, read one segment at a time, from a memory without the graph of another")
         return super().forward(input_ids, memory, *others, **by_name)
 
     def _has_written(self, memory: Tensor | None) -> bool:
@@ -276,7 +283,7 @@ def texts_and_models(generator: Generator) -> Iterator[tuple[MemGPT, Tensor, Ten
 
 
 def replay_wrongly(own_state=True, late=False, hand_on=True, to_initial=True, whole_count=True, border=True):
-    """A wrong version of the replay: what is said here is not done, or done too late."""
+    """A wrong version of the replay: the arguments name the steps that are left out, done wrongly or done too late."""
 
     def wrong(model, ids, labels):
         L = model.config.segment_length
@@ -325,7 +332,7 @@ REPLAY = Exercise(
         ),
         Mistake(
             replay_wrongly(own_state=False),
-            "the second reading draws new random numbers: take torch.get_rng_state() before each first reading, and set it again.",
+            "the second reading draws new random numbers: keep torch.get_rng_state() before each first reading, and set it before the second.",
         ),
         Mistake(
             replay_wrongly(late=True),
@@ -337,7 +344,7 @@ REPLAY = Exercise(
         ),
         Mistake(
             replay_wrongly(hand_on=False),
-            "no gradient goes from a segment to the one before: g becomes m.grad, what has arrived at the memory that entered.",
+            "no gradient goes from a segment to the one before: set g to m.grad, the gradient at the memory that entered.",
         ),
         Mistake(
             replay_wrongly(to_initial=False),
@@ -345,15 +352,15 @@ REPLAY = Exercise(
         ),
         Mistake(
             replay_wrongly(whole_count=False),
-            "each segment's loss is divided by its own number of labels: pass num_items_in_batch, the number in the whole text.",
+            "each segment's loss is divided by its own number of labels: pass num_items_in_batch, the labels in the whole text.",
         ),
         Mistake(
             replay_wrongly(border=False),
-            "the labels are moved inside each segment, so the first token of every segment is asked of nobody: move them before the text is cut.",
+            "the labels are moved inside each segment, so no position is asked for a segment's first token: move them before the text is cut.",
         ),
     ),
     hints=(
-        "When do you need the state? Whenever a segment is about to be read for the first time. Keep the states in a list, as the memories are.",
+        "When do you need the state? Whenever a segment is about to be read for the first time. Keep the states in a list, like the memories.",
         "One state for each memory: `states = [torch.get_rng_state()]` beside `memories`, and one more in the loop, after each segment, for the next.",
         "On the way back: `for (x, y), m, state in zip(reversed(segments), reversed(memories), reversed(states))`, and as the first line "
         "`torch.set_rng_state(state)`.",
@@ -374,7 +381,8 @@ TAUGHT = Exercise(
     solution=1,
     mistakes=(
         Mistake(
-            21, "these are all later segments, 11 to 31, as if nothing were cut. With k = 4 the cuts are before 28, 24, 20, …"
+            21,
+            "these are all later segments, 11 to 31, as if nothing were cut. With k = 4 the cuts are before segments 28, 24, 20, …",
         ),
         Mistake(4, "k is the length of a group, not the number of segments that follow. In which group is segment 10?"),
         Mistake(
@@ -383,7 +391,7 @@ TAUGHT = Exercise(
         ),
         Mistake(
             2,
-            "two would be counting segment 10's own loss: it is predicted *before* segment 10 writes, so the writing cannot help it.",
+            "with two you count segment 10's own loss: segment 10 is predicted *before* it writes, so its writing cannot help there.",
         ),
         Mistake(0, "not none: segment 10 is not the last of its group. Count the groups of 4 from the end, 28–31, 24–27, …"),
     ),
@@ -392,7 +400,7 @@ TAUGHT = Exercise(
         "A segment reads first and writes afterwards. What segment 10 writes can help the segments after it, not itself.",
     ),
     notice="Segment 10 is in the group 8–11, and segment 11 alone comes after it there. On average a write is taught by (k − 1)/2 = 1.5 segments: a cut "
-    "is not a horizon of k segments for everybody. The last segment of each group is taught by none.",
+    "is not a horizon of k segments for every write. What the last segment of a group writes is taught by none.",
     points=1,
 )
 

@@ -82,10 +82,11 @@ CLIP = Exercise(
     minutes=8,
     solution=clip,
     cases=gradients_of_all_lengths,
-    tolerance=1e-3,  # PyTorch divides by the norm and a millionth
+    tolerance=1e-3,  # PyTorch divides by the norm plus a millionth
     mistakes=(
         Mistake(
-            one_by_one, "each gradient is clipped by itself: then their directions no longer fit together. One factor for all."
+            one_by_one,
+            "each gradient is clipped by itself: then their directions no longer fit together. Take one factor for all.",
         ),
         Mistake(
             number_by_number,
@@ -96,14 +97,14 @@ CLIP = Exercise(
             sum_of_norms, "the norm is not the sum of the gradients' norms: sum the squares of ALL numbers, then take one root."
         ),
         Mistake(without_the_root, "the root is missing: the norm is the square root of the sum of the squares."),
-        Mistake(upside_down, "the factor is the wrong way up: max_norm / norm makes what is too long shorter."),
+        Mistake(upside_down, "the factor is upside down: max_norm / norm shortens what is too long."),
         Mistake(norm_afterwards, "the gradients are right, but the norm should be the one from *before* the clipping."),
         Mistake(clipped_in_place, "the gradients that were passed in have changed: return new ones, factor * g."),
         Mistake(divided_by_zero, "all gradients can be 0, and so can the norm: divide by it only where it is above max_norm."),
     ),
     hints=(
         "All gradients together are one long vector. Its squared length is the sum of the squares of all the numbers in all of them.",
-        "`sum((g**2).sum() for g in gradients)` is the squared length. How much too long is the vector, if it is?",
+        "`sum((g**2).sum() for g in gradients)` is the squared length. By what factor is the vector too long, if it is?",
         "The factor is `max_norm / norm` where the norm is larger than max_norm, and 1 where it is not.",
     ),
     notice="One factor for all: the direction stays, only the length changes. `torch.nn.utils.clip_grad_norm_` does the same in place, and returns the "
@@ -143,11 +144,11 @@ GUESSING = Exercise(
     cases=facts_and_places,
     mistakes=(
         Mistake(
-            chance_alone, "who picks the wrong fact may still be lucky: it can have the same place, once in num_places times."
+            chance_alone, "a guess at the wrong fact may still be lucky: that fact has the same place once in num_places times."
         ),
         Mistake(
             lambda num_facts, num_places: lucky(1 / num_facts, num_places),
-            "this is “any place that was told”: every question has the same odds. Here those already named are struck off.",
+            "this is “any place that was told”: every question has the same odds. Here the places already named are struck off.",
         ),
         Mistake(
             lambda num_facts, num_places: lucky(sum(1 / n for n in range(2, num_facts + 2)) / num_facts, num_places),
@@ -159,7 +160,7 @@ GUESSING = Exercise(
         ),
         Mistake(
             lambda num_facts, num_places: chance_alone(num_facts, num_places) + 1 / num_places,
-            "luck helps only where the pick was wrong: it adds (1 − p) / num_places, or the accuracy could pass 1.",
+            "luck helps only where the pick was wrong: it adds (1 − p) / num_places; otherwise the accuracy could pass 1.",
         ),
         Mistake(
             lambda num_facts, num_places: lucky(chance_alone(num_facts, num_places), 16),
@@ -214,7 +215,7 @@ def promoted_wrongly(
     next_step=True,
     mean_of_all=False,
 ):
-    """A wrong version of the rule; the arguments say in what."""
+    """A wrong version of the rule; the arguments say what is wrong."""
 
     def wrong(accuracy, num_stages, promote_at, window):
         stages, stage, began, size = [], 0, 0, max(1, window + window_off)
@@ -266,20 +267,20 @@ PROMOTION = Exercise(
         Mistake(promoted_wrongly(last=False), "there is no stage after the last one: its number is num_stages − 1."),
         Mistake(
             promoted_wrongly(next_step=False),
-            "the step that passes a stage still belongs to it: its documents were drawn before. The new stage begins with the next one.",
+            "the step that passes a stage still belongs to it: its documents were drawn before. The new stage begins with the next step.",
         ),
         Mistake(
             a_single_step_is_enough,
-            "a single good step is not enough, one lucky batch would do: take the mean of the last `window`.",
+            "you promote after a single good step, so one lucky batch is enough: take the mean of the last `window` steps.",
         ),
     ),
     hints=(
-        "Go through the steps in order. Note the stage of each *before* you decide whether the next one is in a new stage.",
+        "Go through the steps in order. Note the stage of each step *before* you decide whether the next is in a new stage.",
         "Remember at which step the present stage began: the window is `accuracy[max(began, step + 1 - window) : step + 1]`, and must be full.",
         "Promotion: `len(recent) == window and sum(recent) / window >= promote_at`, and `stage + 1 < num_stages`. Then `began = step + 1`.",
     ),
-    notice="`ml.train` has the same rule, in `History.recent_accuracy`: a mean of the present stage alone, 0 while the window is not full. The window is a compromise: short, "
-    "and luck promotes; long, and every stage takes at least that many steps.",
+    notice="`ml.train` has the same rule, in `History.recent_accuracy`: a mean of the present stage alone, 0 while the window is not full. The window is a compromise: if short, "
+    "luck promotes; if long, every stage takes at least that many steps.",
     points=3,
 )
 
@@ -306,14 +307,14 @@ LOSS = Exercise(
         ),
         Mistake(
             math.log(24) / 4,
-            "you strike off what was named: ln 4, ln 3, ln 2 and 0 have this mean. The model that we ask about does not, its odds are 1/4 each time.",
+            "you strike off what was named: ln 4, ln 3, ln 2 and 0 have this mean. The model in question does not: its odds are 1/4 each time.",
         ),
     ),
     hints=(
-        "Which probability does it give to the right word, at each of the questions?",
+        "Which probability does the model give to the right word, at each of the questions?",
         "The cross-entropy is the mean of −log y[right] over the labelled positions; here all are the same.",
     ),
-    notice="−ln(1/4) = 1.386 nats: e to the minus 1.386 is a quarter. Whoever strikes off as well needs only the mean of ln 4, ln 3, ln 2 and ln 1, which is 0.794.",
+    notice="−ln(1/4) = 1.386 nats: e to the minus 1.386 is a quarter. A model that strikes off as well has only the mean of ln 4, ln 3, ln 2 and ln 1, which is 0.794.",
     points=1,
 )
 

@@ -80,16 +80,16 @@ KEEP_ONLY = Exercise(
         ),
         Mistake(
             lambda memory, start, slots: memory[:, slots],
-            "the memory has become smaller: cleared slots are still there, with what they began with. The shape stays (1, M, D).",
+            "the memory has become smaller, but cleared slots must stay, with what they began with: the shape stays (1, M, D).",
         ),
         Mistake(only_the_last_one, "only the last of the slots stays: is the copy of start made anew in every turn of the loop?"),
-        Mistake(counted_from_one, "every slot is one off: they are counted from 0."),
+        Mistake(counted_from_one, "every slot is off by one: slots are counted from 0."),
         Mistake(into_the_first_places, "the slots that stay have moved to the front: each keeps its place."),
     ),
     hints=(
         "Which of the two is nearer to the result if hardly any slot stays? Begin with a copy of that one.",
         "Begin with `start.clone()`, and put back the slots that stay.",
-        "A list of numbers can stand as an index: `kept[:, slots] = memory[:, slots]`. Mind the first dimension, which is the batch.",
+        "A list of numbers can serve as an index: `kept[:, slots] = memory[:, slots]`. Mind the first dimension, which is the batch.",
     ),
     notice="The copy comes first: an ablation that changes the memory in place makes the next one wrong, and gives no error. And *cleared* is a choice. We put "
     "back what the slot began with; zeros, or another text's slot, would ask another question.",
@@ -101,7 +101,7 @@ KEEP_ONLY = Exercise(
 
 @dataclass(frozen=True)
 class Changes:
-    """Whether the answer changes when slots are cleared: it does as soon as one of these sets is among them."""
+    """Whether the answer changes when slots are cleared: it does if they contain all of one of these sets."""
 
     sets: tuple[tuple[int, ...], ...]
 
@@ -120,10 +120,10 @@ def smallest_set(num_slots: int, changes: Callable[[Iterable[int]], bool], most:
 
 def answers_of_all_kinds(generator: Generator) -> Iterator[tuple[int, Changes, int]]:
     yield 1, Changes(((0,),)), 1
-    yield 3, Changes(((1,), (2,))), 2  # two are as small: the first of them
-    yield 4, Changes(((2, 3), (0, 1, 2))), 3  # from the front, one finds the larger one
+    yield 3, Changes(((1,), (2,))), 2  # two sets are the smallest: the first of them
+    yield 4, Changes(((2, 3), (0, 1, 2))), 3  # a search from the front finds the larger one
     yield 5, Changes(((1, 3),)), 3  # with a slot between them
-    yield 4, Changes(((0, 2, 3),)), 3  # as many as may be tried
+    yield 4, Changes(((0, 2, 3),)), 3  # as large as may be tried
     yield 4, Changes(((0, 1, 3),)), 2  # one more than may be tried
     yield 5, Changes(()), 4  # an answer that does not come from the memory
     for M in (6, 8):
@@ -193,7 +193,7 @@ SMALLEST = Exercise(
         ),
         Mistake(
             the_last_of_them,
-            "of several smallest sets this is the last: stop at the first one, with a return inside of the loop.",
+            "of several smallest sets this is the last: stop at the first one, with a return inside the loop.",
         ),
         Mistake(all_of_them, "these are all the smallest sets: return the first one, as a list of slots."),
         Mistake(neighbours_only, "only slots that stand side by side are tried together: the slots of a fact may be anywhere."),
@@ -223,18 +223,18 @@ NECESSARY = Exercise(
     solution=3,
     mistakes=(
         Mistake(0, "with nothing cleared no slot was necessary: every one of the four has three others to stand in for it."),
-        Mistake(1, "three copies are left then, and each of them alone is sufficient: still any one can be spared."),
+        Mistake(1, "three copies are left then, and each of them alone is sufficient: any one can still be spared."),
         Mistake(2, "two copies are left then, and here either still stands in for the other one."),
         Mistake(4, "then no copy is left: the answer is gone already, and nothing is left to be necessary."),
         Mistake(15, "the other twelve slots do not hold the fact: clearing them changes nothing for it."),
     ),
     hints=(
-        "A slot is necessary if the answer falls when it is cleared *as the memory is then*.",
+        "A slot is necessary if the answer falls when it is cleared, *in the memory as it is then*.",
         "As long as two sufficient slots are left, either can go.",
     ),
-    notice="Of Ada's four copies three have to go, whichever they are. Then the fourth is necessary, although nothing in it has changed: it depends on the other "
-    "slots. So does more than you might think: try Gus, where clearing two of four makes both that are left necessary. *Sufficient* is measured with all other slots "
-    "cleared; when they are there, they speak for other places.",
+    notice="Of Ada's four copies three have to go, whichever they are. Then the fourth is necessary, although nothing in it has changed: that depends on the other "
+    "slots. More depends on them than you might think: try Gus, where clearing two of four makes both that are left necessary. *Sufficient* is measured with all other slots "
+    "cleared; when those are there, they speak for other places.",
     points=1,
 )
 

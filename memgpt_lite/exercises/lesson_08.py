@@ -1,4 +1,4 @@
-"""The exercises of notebook 08, text generation: bits per character, a cache of the recent past, what comes back and by chance."""
+"""The exercises of notebook 08, text generation: bits per character, a cache of the recent past, what comes back, and how often by chance."""
 
 import math
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ BITS = Exercise(
         ),
         Mistake(
             lambda logits, ids, lengths: _bits(logits[:-1], ids[1:], len(ids) - 1),
-            "this is bits per *token*: divide by the characters of the tokens.",
+            "this is bits per *token*: divide by the number of characters.",
         ),
         Mistake(
             lambda logits, ids, lengths: _bits(logits[:-1], ids[1:], lengths[ids].sum()),
@@ -70,7 +70,7 @@ BITS = Exercise(
         ),
         Mistake(
             lambda logits, ids, lengths: -logits[:-1].gather(-1, ids[1:, None]).sum() / math.log(2) / lengths[ids[1:]].sum(),
-            "logits are no log-probabilities yet: take `log_softmax` first.",
+            "logits are not log-probabilities yet: take `log_softmax` first.",
         ),
     ),
     hints=(
@@ -78,8 +78,8 @@ BITS = Exercise(
         "`logits[:-1].log_softmax(-1)`, and of each row the entry of the token that follows (`gather`). Sum, and change the sign.",
         "`bits / lengths[input_ids[1:]].sum()`, with bits = −sum / ln 2.",
     ),
-    notice="Sums are divided, not means: so the number says how many bits a file would take up that holds the text, compressed with "
-    "this model's predictions (Shannon 1951). However it was cut into tokens, the characters are the same.",
+    notice="Sums are divided, not means: so the number says how many bits a character takes up in a file of the text, compressed with "
+    "this model's predictions (Shannon 1951). However the text is cut into tokens, its characters are the same.",
 )
 
 # ---- 8.2 ----
@@ -99,7 +99,7 @@ def segments_and_slots(generator: Generator) -> Iterator[tuple[Tensor, Tensor, T
         memory = torch.randn(B, M, D, generator=generator, dtype=dtype).requires_grad_()
         context_vectors = torch.randn(B, L, D, generator=generator, dtype=dtype).requires_grad_()
         counts = torch.full((B,), L)
-        counts[-1] = L - L // 2 if i else L  # the last text ends in padding, but for the smallest
+        counts[-1] = L - L // 2 if i else L  # the last text ends in padding, except in the smallest case
         yield memory, context_vectors, counts
     yield memory, context_vectors, torch.zeros_like(counts)  # padding alone: nothing may change
 
@@ -122,7 +122,7 @@ CACHE = Exercise(
         ),
         Mistake(
             lambda m, c, n: cache(m.flip(1), c, n).flip(1),
-            "the order is wrong: the oldest stands in slot 0, the newest in the last one.",
+            "the order is wrong: the oldest must stand in slot 0, the newest in the last one.",
         ),
         Mistake(
             lambda m, c, n: torch.stack([torch.cat([a, b[:k]])[: m.size(1)] for a, b, k in zip(m, c, n.tolist())]),
@@ -138,14 +138,14 @@ CACHE = Exercise(
         ),
         Mistake(lambda m, c, n: cache(m.detach(), c, n), "no gradient reaches the old memory: leave .detach() out."),
         Mistake(
-            lambda m, c, n: cache(m, c.detach(), n), "no gradient reaches the context vectors: writing cannot be learned then."
+            lambda m, c, n: cache(m, c.detach(), n), "no gradient reaches the context vectors: then writing cannot be learned."
         ),
     ),
     hints=(
         "Write it for one text first: M old slots, n new vectors. Which M are left?",
         "`torch.cat([old, new[:count]])[-M:]` for each text, then `torch.stack`.",
     ),
-    notice="Nothing is learned in it, and nothing chosen: what is older than M tokens is gone. `rules.FirstInFirstOut` does it "
+    notice="A cache learns nothing and chooses nothing: what is older than M tokens is gone. `rules.FirstInFirstOut` does this "
     "for the whole batch at once, by sorting.",
 )
 
@@ -185,11 +185,11 @@ RETURNS = Exercise(
                 sum(text.count(name) for text, name in zip(texts, given)) / len(texts),
                 comes_back(texts, given)[1],
             ),
-            "occurrences are counted: a text in which a name comes back twice counts once.",
+            "you count occurrences: a text in which its name comes back twice must count once.",
         ),
         Mistake(
             lambda texts, given: (_back(texts, given), _share(_share(name in text for text in texts) for name in given)),
-            "the base rate must leave out the texts that were given the same name: what came back would raise the chance it is compared with.",
+            "the base rate must leave out the texts that were given the same name: what came back would raise the rate that it is compared with.",
         ),
         Mistake(
             lambda texts, given: (
@@ -203,13 +203,13 @@ RETURNS = Exercise(
                 _back(texts, given),
                 _share(any(name in text for name in {*given} - {own}) for text, own in zip(texts, given)),
             ),
-            "this is the chance of *some* other name: look in the other texts for the name of this one.",
+            "this is the chance of *some* other name: look in the other texts for the name of this text.",
         ),
         Mistake(lambda texts, given: comes_back(texts, given)[::-1], "the two rates are the wrong way round."),
     ),
     hints=(
-        "For the first rate look in each text for its own name. For the second, take the same name to all texts that were given *another* one.",
-        "For each text a share: of the texts with another name, how many have this text's name? The base rate is the mean of these shares.",
+        "For the first rate look in each text for its own name. For the second, look for the same name in all texts that were given *another* one.",
+        "For each text a share: of the texts with another name, how many have this text's name in them? The base rate is the mean of these shares.",
         "`others = [name in text for text, own in zip(texts, given) if own != name]`, and `sum(others) / len(others)`, for each name in `given`.",
     ),
     notice="A name that is frequent in the book comes back whatever the prompt said. The difference between the two rates is what "
@@ -229,7 +229,7 @@ CONTEXT = Exercise(
         Mistake(16, "the last position of a segment sees 16. What does the first one see?"),
         Mistake(8, "nearly: half of 16; but the first position sees one token, itself, not none."),
         Mistake(7.5, "position t has t tokens before it, and sees itself too: every prediction rests on one token more."),
-        Mistake(15, "that is the most a token can have *before* it in its segment; the mean is asked for."),
+        Mistake(15, "that is the most a token can have *before* it in its segment; the question is the mean."),
         Mistake(9, "the numbers are 1 to 16: what is their mean?"),
     ),
     hints=(

@@ -27,7 +27,7 @@ def two_segments(
 
 
 def pairs_of_all_kinds(generator: Generator) -> Iterator[tuple]:
-    """Token numbers from 3 on; pad, start and end below. Full segments among them, and a pad that is not 0."""
+    """Token numbers are 3 or more; pad, start and end are below 3. Some segments are full, and one pad is not 0."""
 
     def draw(n: int) -> list[int]:
         return torch.randint(3, 90, (n,), generator=generator).tolist()
@@ -88,7 +88,7 @@ TWO_SEGMENTS = Exercise(
         ),
         Mistake(
             _with_labels(lambda ids, labels, n, m, length: [*labels[:length], ids[length], *labels[length + 1 :]]),
-            "the start token is asked for: it says in which language to write, and nothing before it could tell.",
+            "the start token is asked for: it says in which language to write, and nothing before it tells which.",
         ),
         Mistake(
             _with_labels(lambda ids, labels, n, m, length: [*labels[: length + 1 + m], IGNORED, *labels[length + 2 + m :]]),
@@ -102,11 +102,11 @@ TWO_SEGMENTS = Exercise(
         ),
         Mistake(
             _with_labels(lambda ids, labels, n, m, length: [*labels[: length + 2 + m], *ids[length + 2 + m :]]),
-            "padding is asked for: after the end nothing is to be learned, so its labels are −100.",
+            "padding is asked for: after the end there is nothing to learn, so the labels there are −100.",
         ),
         Mistake(
             _padded_in_front,
-            "the source is padded in front: what is read then begins in the middle of its segment. Padding goes behind.",
+            "the source is padded in front, so it begins in the middle of its segment: padding goes after it.",
         ),
     ),
     hints=(
@@ -114,7 +114,7 @@ TWO_SEGMENTS = Exercise(
         "First segment: the source and padding, all labels −100. Second: start, target, end, padding.",
         "Labels of the second segment: −100 for start, then the target and the end as they are, −100 for padding.",
     ),
-    notice="Nothing of this knows of translation. A document is two segments, and what is asked in the second can be answered from the memory alone, "
+    notice="Nothing in this knows about translation. A document is two segments, and what is asked in the second can only be answered from the memory, "
     "since the first is out of sight by then.",
 )
 
@@ -147,7 +147,7 @@ ALIGNMENT = Exercise(
     mistakes=(
         Mistake(
             lambda read, shares: read.sum(0) @ shares,
-            "the heads are added, and a row sums to the number of heads: take their mean.",
+            "the heads are added, so a row sums to the number of heads: take the mean of the heads.",
         ),
         Mistake(
             lambda read, shares: read.amax(0) @ shares, "the strongest head is taken at each place: rows no longer sum to 1."
@@ -155,28 +155,29 @@ ALIGNMENT = Exercise(
         Mistake(lambda read, shares: read[0] @ shares, "only the first head is looked at: take the mean of all."),
         Mistake(
             lambda read, shares: alignment(read, shares)[:, 1:],
-            "the first column is gone, the share of the initial slots: keep it, or a row does not say all that was read.",
+            "the first column, the share of the initial slots, is gone: keep it, or a row leaves out a part of what was read.",
         ),
         Mistake(_renormalised, "the initial slots are left out and the rest is scaled up: this claims more than was read."),
         Mistake(
-            lambda read, shares: alignment(read, shares).mT, "rows and columns are exchanged: a row for each position that reads."
+            lambda read, shares: alignment(read, shares).mT,
+            "rows and columns are exchanged: there is a row for each position that reads.",
         ),
         Mistake(
             lambda read, shares: alignment(read, shares).softmax(-1),
-            "there is a softmax too many: both are shares already, and so is their product.",
+            "there is one softmax too many: both factors are shares already, and so is their product.",
         ),
         Mistake(
             lambda read, shares: shares[read.mean(0).argmax(-1)],
-            "only the slot that is read most counts: weigh all slots by how much is read of each.",
+            "only the slot that is read most counts in yours: weigh all slots by how much is read from each.",
         ),
     ),
     hints=(
-        "How much of what is read comes from slot 3, and how much of slot 3 is the fifth token? Multiply, and add over the slots.",
+        "How much of what is read comes from slot 3, and how much of slot 3 is the fifth token? Multiply the two, and add over the slots.",
         "First the mean over the heads, (T, M). Then a sum over M of two factors: which operation is that?",
         "A matrix product: `read.mean(0) @ shares`.",
     ),
-    notice="Both factors are rows of shares, so the product's rows sum to 1 again. It is exact for what stands in the slots; it does not say "
-    "what the model then makes of it. That is what notebook 07 asks by clearing slots.",
+    notice="Both factors are rows of shares, so the product's rows sum to 1 again. The product is exact about what stands in the slots; it does not say "
+    "what the model then makes of it. Notebook 07 asks this, by clearing slots.",
 )
 
 
@@ -258,27 +259,30 @@ CHARACTER_F = Exercise(
     solution=character_f,
     cases=texts_of_all_kinds,
     mistakes=(
-        Mistake(_as_sets, "an n-gram that occurs three times counts once: count how often each occurs (`collections.Counter`)."),
+        Mistake(
+            _as_sets,
+            "an n-gram that occurs three times counts once in yours: count how often each occurs (`collections.Counter`).",
+        ),
         Mistake(
             _not_clipped,
-            "an n-gram that is written five times and wanted once counts five times: count it as often as it is in *both*, the smaller of the two.",
+            "an n-gram that is written five times and wanted once counts five times in yours: count it as often as it is in *both* texts, which is the smaller of the two counts.",
         ),
         Mistake(
             lambda a, b, n, beta=2.0: character_f(a, b, n, 1.0),
-            "precision and recall weigh the same: use β, which is 2 unless it is given.",
+            "precision and recall weigh the same in yours: use β, which is 2 unless another value is given.",
         ),
         Mistake(
             lambda a, b, n, beta=2.0: character_f(a, b, n, 1 / beta),
             "β stands on the wrong side: with β = 2 recall counts more, so the denominator is β²·precision + recall.",
         ),
-        Mistake(lambda a, b, n, beta=2.0: character_f(a, b, n), "β is taken to be 2 always: use `beta`, whatever it is."),
+        Mistake(lambda a, b, n, beta=2.0: character_f(a, b, n), "β is always taken to be 2: use `beta`, whatever it is."),
         Mistake(_precision, "this is precision alone: a translation of one right character would be perfect."),
         Mistake(_with_spaces, "spaces are counted as characters: chrF takes them out first."),
         Mistake(_one_gram_short, "the last n-gram is missing: a text of k characters has k − n + 1 of them."),
     ),
     hints=(
-        "Three parts: the n-grams of a text with their counts, how many the texts have in common, and the F-score of the two shares.",
-        "For two `Counter`s, `a & b` keeps the smaller of the two counts of each, and `.total()` adds them up.",
+        "Three parts: the n-grams of a text with their counts, how many the texts have in common, and the F-score of precision and recall.",
+        "For two `Counter`s, `a & b` keeps the smaller of the two counts of each n-gram, and `.total()` adds them up.",
         "precision = common / those written, recall = common / those wanted, F = (1 + β²)·P·R / (β²·P + R), and 0 where nothing is common.",
     ),
     notice="sacrebleu's chrF takes n from 1 to 6, averages precision and recall over them, and then computes F (Popović 2015). Characters rather than words: a "
@@ -301,8 +305,11 @@ SAME_FOR_ALL = Exercise(
             0,
             "something is written: the model was trained to write a date after the start token, and knows what dates look like.",
         ),
-        Mistake(2, "the two forms are part of what is read: cleared, the model cannot know in which form the source was."),
-        Mistake(500, "so many dates there are, but a cleared memory knows nothing of the date, whichever it was."),
+        Mistake(
+            2,
+            "the form is part of what is read: with the memory cleared, the model cannot know in which of the two forms the source was.",
+        ),
+        Mistake(500, "that is how many dates there are, but a cleared memory knows nothing of the date, whichever it was."),
         Mistake(1000, "all 1,000 sources are different, but nothing of them is left when the memory is cleared."),
         Mistake(31, "not the day of the month either: nothing of the source is left when the memory is cleared."),
         Mistake(7, "not the day of the week either: nothing of the source is left when the memory is cleared."),
@@ -311,8 +318,8 @@ SAME_FOR_ALL = Exercise(
         "What does the writing segment see? The start token, and the memory.",
         "After clearing, the memory is the same for every source; and the likeliest token is taken each time, not a random one.",
     ),
-    notice="One and the same date for all: the memory is the only way from source to target, and decoding has no chance in it. That is why the row *cleared* of "
-    "the table is all but zero, and it is how you check that nothing leaks.",
+    notice="The same date for all: the memory is the only way from source to target, and nothing in decoding is random. That is why the row *cleared* of "
+    "the table is all but zero, and this is how you check that nothing leaks.",
     points=1,
 )
 

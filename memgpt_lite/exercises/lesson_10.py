@@ -59,12 +59,12 @@ INFO_NCE = Exercise(
     mistakes=(
         Mistake(
             one_way,
-            "each row is to find its column, and nothing else: add the other direction, the columns (scores.T), and take half of both.",
+            "each row looks for its column, but no column for its row: add this other direction (scores.T), and take half of the sum.",
         ),
-        Mistake(the_other_way, "the columns alone look for their rows: add the rows, and take half of both."),
+        Mistake(the_other_way, "only the columns look for their rows: add the other direction, and take half of the sum."),
         Mistake(
             lambda scores, temperature: 2 * info_nce(scores, temperature),
-            "it is twice too large: the mean of the two directions is asked for.",
+            "this is twice as large as it should be: the mean of the two directions is asked for.",
         ),
         Mistake(
             lambda scores, temperature: len(scores) * info_nce(scores, temperature),
@@ -72,7 +72,7 @@ INFO_NCE = Exercise(
         ),
         Mistake(
             lambda scores, temperature: info_nce(scores, 1.0),
-            "the temperature is left out: the scores are divided by it before the softmax.",
+            "the temperature is left out: divide the scores by it before the softmax.",
         ),
         Mistake(
             lambda scores, temperature: info_nce(scores, 1 / temperature),
@@ -80,9 +80,11 @@ INFO_NCE = Exercise(
         ),
         Mistake(
             partner_left_out_below,
-            "the partner is missing among those that the softmax runs over: it stands above and below the line of the fraction.",
+            "the partner is missing among the scores that the softmax sums over: its own stands above *and* below the line of the fraction.",
         ),
-        Mistake(over_all_pairs, "one softmax over all N × N scores: each row has one of its own, and so has each column."),
+        Mistake(
+            over_all_pairs, "this is one softmax over all N × N scores: each row needs one of its own, and so does each column."
+        ),
         Mistake(
             probability_instead, "these are probabilities, not their logarithms: the loss is −log of the partner's probability."
         ),
@@ -95,7 +97,7 @@ INFO_NCE = Exercise(
         "`F.cross_entropy(scores / temperature, torch.arange(N))` is one direction.",
         "The other direction is the same of `scores.T`; the loss is half of the sum.",
     ),
-    notice="A batch of N pairs gives N positives and N² − N negatives without anybody having to look for them. How hard they are depends on what stands together in a "
+    notice="A batch of N pairs gives N positives and N² − N negatives without anybody having to look for them. How hard the negatives are depends on what stands together in a "
     "batch: that is why ours has eight verses of each chapter.",
 )
 
@@ -141,7 +143,7 @@ RECIPROCAL_RANK = Exercise(
     mistakes=(
         Mistake(
             ties_for_free,
-            "a tie counts in the partner's favour: one who scores all alike would be perfect. Count those that are *as good* too.",
+            "a tie counts in the partner's favour: a model that gives all the same score would be perfect. Count those that are *as good*, too.",
         ),
         Mistake(
             lambda s, p: (rank_of(s, p) == 1).float().mean().item(),
@@ -149,26 +151,30 @@ RECIPROCAL_RANK = Exercise(
         ),
         Mistake(
             lambda s, p: (1 / rank_of(s, p).float().mean()).item(),
-            "the reciprocal of the mean rank: take 1 / rank of each row first, then the mean.",
+            "this is the reciprocal of the mean rank: take 1 / rank of each row first, then the mean.",
         ),
-        Mistake(lambda s, p: rank_of(s, p).float().mean().item(), "that is the mean rank: take the reciprocal of each."),
+        Mistake(
+            lambda s, p: rank_of(s, p).float().mean().item(), "that is the mean rank: take the reciprocal of each rank first."
+        ),
         Mistake(lambda s, p: (1 / (1 + rank_of(s, p))).mean().item(), "every rank is one too large: the best has rank 1, not 2."),
-        Mistake(lambda s, p: mean_reciprocal_rank(-s, p), "the lowest score comes first: a higher score is a better one."),
+        Mistake(
+            lambda s, p: mean_reciprocal_rank(-s, p), "the lowest score comes first in yours: a higher score is a better one."
+        ),
         Mistake(
             lambda s, p: mean_reciprocal_rank(s, torch.zeros_like(p)),
             "the partner is taken to be the first column: `partner` says which it is.",
         ),
         Mistake(
             one_argsort,
-            "`argsort` says who stands at a place, not at which place somebody stands: count those that are better instead.",
+            "`argsort` says which candidate stands at a place, not at which place a candidate stands: count those that are better instead.",
         ),
     ),
     hints=(
-        "The rank of the partner is a count: how many of its row score as much as it, or more? (It is one of them.)",
-        "`scores.gather(1, partner[:, None])` is each row's score of its partner, (N, 1).",
+        "The rank of the partner is a count: how many candidates in its row score as much as the partner, or more? (The partner is one of them.)",
+        "`scores.gather(1, partner[:, None])` is, for each row, the score of its partner: (N, 1).",
         "`rank = (scores >= own).sum(1)`, and then the mean of `1 / rank`, as a number (`.item()`).",
     ),
-    notice="The `>=`. TF-IDF gives exact zeros where two texts share no word, and with `>` a query that shares a word with nobody would count as found.",
+    notice="The `>=` matters: TF-IDF gives exact zeros where two texts share no word, and with `>` a query that shares no word with any text would count as found.",
 )
 
 
@@ -238,23 +244,24 @@ BY_PAIRS = Exercise(
         ),
         Mistake(
             slots_mixed,
-            "every slot of one text meets every slot of the other: slot j meets only slot j, so the shares are multiplied slot by slot, then summed.",
+            "in yours every slot of one text meets every slot of the other: slot j should meet only slot j, so the shares are multiplied slot by slot, then summed.",
         ),
         Mistake(
             cosines_of_tokens,
-            "the tokens' values are brought to length 1 one by one: it is the two memories, P @ values and Q @ others, whose lengths divide.",
+            "each token's value is brought to length 1: divide by the lengths of the two memories instead, P @ values and Q @ others.",
         ),
-        Mistake(without_shares, "the shares do not occur: a token that no slot took adds nothing."),
+        Mistake(without_shares, "the shares do not occur in yours: a token that no slot took should add nothing."),
         Mistake(
-            without_values, "the values do not occur: two tokens in the same slot add their dot product, which may be negative."
+            without_values,
+            "the values do not occur in yours: two tokens in the same slot should add the dot product of their values, which may be negative.",
         ),
-        Mistake(to_sum_one, "the table is made to sum to 1: it sums to the score."),
+        Mistake(to_sum_one, "the table is made to sum to 1: it should sum to the score."),
         Mistake(
             lambda P, v, Q, w: by_pairs(Q, w, P, v), "rows and columns are exchanged: rows are the tokens of the first text."
         ),
         Mistake(
             slot_by_slot,
-            "each slot has its own length here: the embedding is all slots in one vector, so one length for all of them, `m.norm()`.",
+            "each slot has its own length here: the embedding is all slots in one vector, so there is one length for all of them, `m.norm()`.",
         ),
     ),
     hints=(
@@ -262,7 +269,7 @@ BY_PAIRS = Exercise(
         "What is left is (Σ_j P_jt Q_ju) · (v_t·w_u): two tables, multiplied number by number.",
         "`(P.T @ Q) * (values @ others.T)`, divided by the lengths of `P @ values` and `Q @ others`.",
     ),
-    notice="Two tables: *do the two tokens sit in the same slots?* and *do they mean something alike?* A pair counts only if both say yes.",
+    notice="Two tables: *do the two tokens sit in the same slots?* and *do they mean something similar?* A pair counts only if both say yes.",
     points=3,
 )
 
@@ -278,20 +285,20 @@ GUESSER = Exercise(
     mistakes=(
         Mistake(
             1,
-            "that would be so if a second place were worth nothing. A guesser's partner is equally often at each of the 100 ranks, and each has its worth.",
+            "that would be so if a second place were worth nothing. A guesser's partner is equally often at each of the 100 ranks, and each rank is worth something.",
         ),
         Mistake(
             2,
             "that is the reciprocal of the *mean rank*, 1 / 50.5. The mean of the reciprocals is larger: the few good ranks weigh most.",
         ),
-        Mistake(50, "one half is what rank 2 is worth; most ranks are far worse."),
+        Mistake(50, "50 times 1% is one half, and this is what rank 2 is worth; most ranks are worth far less."),
         Mistake(10, "too high: 1 + ½ + ⅓ + … + 1/100 grows slowly, about as the logarithm of 100."),
     ),
     hints=(
         "Every rank from 1 to 100 is equally likely: what is the mean of 1, ½, ⅓, …, 1/100?",
         "1 + ½ + ⅓ + … + 1/n is about ln n + 0.58.",
     ),
-    notice="5.19: the guesser has a top-1 of 1% and a mean reciprocal rank of 0.052. So an MRR is to be read from 0.05 on, not from 0.",
+    notice="5.19: the guesser has a top-1 of 1% and a mean reciprocal rank of 0.052. So the scale of an MRR begins at 0.05 here, not at 0.",
     points=1,
 )
 

@@ -15,7 +15,7 @@ from .checking import Exercise, Mistake
 def rouge_l(written: list[str], wanted: list[str]) -> float:
     row = [0] * (
         len(wanted) + 1
-    )  # of the words of `written` so far and the first k of `wanted`: how long the longest common subsequence
+    )  # row[k]: how long the longest common subsequence of `written` so far and the first k words of `wanted` is
     for word in written:
         above, row = row, [0]
         for k, other in enumerate(wanted):
@@ -35,7 +35,7 @@ def words_of_all_kinds(generator: Generator) -> Iterator[tuple[list[str], list[s
         ("b a c", "a b c"),
         ("a x b y c", "a b c"),  # not in one piece
         ("the the the the", "the cat"),
-        ("b b a c d", "a c d b"),  # who takes the first b loses the rest
+        ("b b a c d", "a c d b"),  # taking the first b loses the rest
         ("return the size of the socket", "return the name of the open file"),
     ):
         yield written.split(), wanted.split()
@@ -79,7 +79,10 @@ ROUGE_L = Exercise(
     solution=rouge_l,
     cases=words_of_all_kinds,
     mistakes=(
-        Mistake(_in_one_piece, "the words must come in the same order, not side by side: others may stand between them."),
+        Mistake(
+            _in_one_piece,
+            "the words must come in the same order, but need not stand side by side: others may stand between them.",
+        ),
         Mistake(
             lambda a, b: _f((Counter(a) & Counter(b)).total(), a, b),
             "the order is not looked at: this is ROUGE-1, of single words.",
@@ -90,7 +93,7 @@ ROUGE_L = Exercise(
         ),
         Mistake(
             _greedy,
-            "each word takes the first place that it finds, and may so spoil a longer match: of every pair of beginnings keep the best, with the word or without it.",
+            "each word takes the first place that it finds, and may spoil a longer match: for every pair of beginnings keep the best length, with the word or without it.",
         ),
         Mistake(
             lambda a, b: _longest_common_subsequence(a, b) / max(1, len(a)),
@@ -102,17 +105,17 @@ ROUGE_L = Exercise(
         ),
         Mistake(
             lambda a, b: float(_longest_common_subsequence(a, b)),
-            "this is the length of the subsequence: F1 is asked for, from its shares of either text.",
+            "this is the length of the subsequence: F1 is asked for, from its share of each text.",
         ),
         Mistake(
             lambda a, b: rouge_l(a[:-1], b[:-1]) if len(a) > 1 and len(b) > 1 else rouge_l(a, b),
-            "the last words are left out: the table needs a row and a column for each word, and one more for the empty beginning.",
+            "the last words are left out: the table needs a row or a column for each word, and one more of each for the empty beginning.",
         ),
     ),
     hints=(
-        "Ask for beginnings first: how long is the longest common subsequence of the first i words of one and the first k of the other?",
-        "If word i equals word k, it is one more than for i − 1 and k − 1. If not, the better of (i − 1, k) and (i, k − 1).",
-        "A table of (len(written) + 1) × (len(wanted) + 1) numbers, the first row and column 0. Its last number, over either length, is precision and recall.",
+        "Ask about beginnings first: how long is the longest common subsequence of the first i words of one and the first k of the other?",
+        "If word i equals word k, it is one more than for i − 1 and k − 1. If not, it is the better of (i − 1, k) and (i, k − 1).",
+        "A table of (len(written) + 1) × (len(wanted) + 1) numbers, the first row and column 0. Its last number, divided by the two lengths, gives precision and recall.",
     ),
     notice="Only the row above is ever looked at, so one row is kept. `2·P·R / (P + R)` is twice the common length over the sum of both lengths.",
     points=3,
@@ -201,10 +204,10 @@ HOLD_OUT = Exercise(
         ),
         Mistake(
             _neighbours_only,
-            "a group's records need not stand side by side: look through all of the list for those of a group.",
+            "a group's records need not stand side by side: look through the whole list for them.",
         ),
-        Mistake(_never_more, "too few: whole groups are taken until there are *at least* as many records as asked for."),
-        Mistake(_one_too_many, "a group too many: stop as soon as there are as many as asked for."),
+        Mistake(_never_more, "too few records: take whole groups until there are *at least* as many as asked for."),
+        Mistake(_one_too_many, "one group too many: stop as soon as there are as many records as asked for."),
         Mistake(_as_many_groups, "`least` counts records, not groups."),
         Mistake(_alphabetical, "the groups are to be taken in the order in which they first appear."),
         Mistake(
@@ -215,9 +218,9 @@ HOLD_OUT = Exercise(
     hints=(
         "First decide which groups are held out, then go through the records once more.",
         "`dict.fromkeys(groups)` has each group once, in the order in which they first appear; `groups.count(group)` is how many records it has.",
-        "Add groups to a set until the records in it are at least `least`; then two lists of indices, those whose group is in the set and the others.",
+        "Add groups to a set until they have at least `least` records; then make two lists of indices: those whose group is in the set, and the others.",
     ),
-    notice="It takes a whole group or none of it, so it can only promise *at least*. A large group may make the held-out part much larger; "
+    notice="The split takes a whole group or none of it, so it can only promise *at least*. A large group may make the held-out part much larger; "
     "shuffling the groups first makes it a fair draw.",
 )
 
@@ -234,8 +237,8 @@ def bodies_of_all_kinds(generator: Generator) -> Iterator[tuple[str, list[str]]]
     yield "one two three", ["a"]
     yield "one two three four five six seven eight nine", ["a", "a b", "a b c d e f g h i"]  # the mean is 4
     yield "one  two\n    three four", ["a b c d e f", "a b", "a b c"]
-    yield "one two", ["a b c d e"]  # shorter than that
-    yield "one two three four five six", ["a b", "a b c d e"]  # 3.5: 3
+    yield "one two", ["a b c d e"]  # the body is shorter than that
+    yield "one two three four five six", ["a b", "a b c d e"]  # 3.5 is rounded down to 3
     for count in (3, 5, 7):
         lengths = torch.randint(1, 9, (count,), generator=generator).tolist()
         yield " ".join(f"w{i}" for i in range(20)), [" ".join("x" * n) for n in lengths] + [" ".join("x" * 15)] * 2
@@ -263,11 +266,11 @@ LEAD = Exercise(
         ),
         Mistake(
             lambda body, summaries: _first(body, -int(-statistics.median(_lengths(summaries)) // 1)),
-            "between two lengths the median is rounded down.",
+            "where the median is between two whole numbers, it is rounded down.",
         ),
         Mistake(
             lambda body, summaries: _first(body, statistics.median_low(_lengths(summaries))),
-            "of an even number of lengths this is the lower one in the middle, as torch.median gives it: the median is the mean of both.",
+            "for an even number of lengths this is the lower of the two in the middle, as torch.median gives it: the median is the mean of both.",
         ),
         Mistake(
             lambda body, summaries: body[: int(statistics.median(map(len, summaries)))],
@@ -283,18 +286,18 @@ LEAD = Exercise(
         ),
         Mistake(
             lambda body, summaries: _first(body, max(_lengths(summaries))),
-            "this is as long as the longest summary: take their median.",
+            "this is as long as the longest summary: take the median of the lengths.",
         ),
         Mistake(
             lambda body, summaries: body.split()[: int(statistics.median(_lengths(summaries)))],
-            "a list came: join the words with spaces.",
+            "this is a list: join the words with spaces.",
         ),
     ),
     hints=(
-        "How many words has each summary? Of these numbers the median, of the body as many words.",
+        "How many words does each summary have? Take the median of these numbers, and as many words of the body.",
         "`statistics.median`, and `int` to round down; a text's words are `text.split()`.",
     ),
-    notice="Training data decide how long it is, test data never. On news, the first three sentences were ahead of the neural summarisers of their day (See et al. 2017).",
+    notice="Training data decide how long the lead is, never test data. On news, the first three sentences were ahead of the neural summarisers of their day (See et al. 2017).",
 )
 
 
@@ -309,18 +312,18 @@ TWO_OF_THE_KIND = Exercise(
     mistakes=(
         Mistake(0, "what it is about is wrong, but ROUGE-L knows nothing of that: it counts words."),
         Mistake(4, "that is how many words they have in common, in order. Of how many?"),
-        Mistake(60, "these are sets, 3 of 5 different words: *the* occurs twice in both, and counts twice."),
-        Mistake(50, "3 of 6 words: one more agrees, in the same order. *Return*, *the* (both times) and *of*."),
+        Mistake(60, "this is 3 of 5 *different* words: *the* occurs twice in both lines, and counts twice."),
+        Mistake(50, "this is 3 of 6 words, and one more agrees, in the same order: *Return*, *the* (both times) and *of*."),
         Mistake(100 * 2 / 6, "all four words that agree count, also the little ones: nothing is left out."),
         Mistake(
             40,
             "words are not taken away from both: precision is 4 of 6 and recall 4 of 6, and F1 of two equal shares is that share.",
         ),
-        Mistake(100, "two words differ, *name* and *size*, *file* and *socket*."),
+        Mistake(100, "two words differ: *size* instead of *name*, and *socket* instead of *file*."),
     ),
     hints=(
-        "Write the two lines below each other. Which words agree, in the same order?",
-        "Four of six words agree in either line: precision and recall are the same.",
+        "Write the two lines one below the other. Which words agree, in the same order?",
+        "Four of the six words of each line agree: precision and recall are the same.",
     ),
     notice="Two thirds of all points, for a summary that is wrong. A model that writes *Return the … of the …* whatever it has read collects such points; "
     "the row *another body's memory* of the table says how many.",

@@ -96,7 +96,10 @@ LAY_OUT = Exercise(
     solution=lay_out,
     cases=texts_of_all_kinds,
     mistakes=(
-        Mistake(never_padded, "nothing is padded: a short sentence that the end of a segment would cut begins the next one."),
+        Mistake(
+            never_padded,
+            "nothing is padded in yours: a short sentence that the end of a segment would cut should begin the next segment.",
+        ),
         Mistake(
             every_segment_one_sentence,
             "every short sentence begins a segment: pad only where the room that is left is less than the sentence needs.",
@@ -105,7 +108,7 @@ LAY_OUT = Exercise(
         Mistake(exact_fit_moved, "a sentence that fits exactly is moved: pad only where there is *less* room than it needs."),
         Mistake(
             full_is_empty,
-            "a whole segment of padding appears: after a full segment the room is 0, and so it is before the first token. "
+            "a whole segment of padding appears: the room is 0 after a full segment, and before the first token too. "
             "`-len(laid) % segment_length` gives that.",
         ),
         Mistake(shorter_only, "a sentence of exactly `short` tokens is short, too: `<=`."),
@@ -116,7 +119,7 @@ LAY_OUT = Exercise(
         "Before each sentence: if it is short and longer than the room, first add `[pad] * room`.",
     ),
     notice="The room is written as `-len(laid) % segment_length`: Python's remainder is never negative, so a full segment has room 0, "
-    "and the empty list has too. No case for the beginning is needed.",
+    "and so has the empty list. No case for the beginning is needed.",
 )
 
 
@@ -131,7 +134,7 @@ def match_by_depth(right: Tensor, depth: Tensor, bands: int) -> Tensor:
 def questions_of_all_kinds(generator: Generator) -> Iterator[tuple[Tensor, Tensor, int]]:
     yield torch.tensor([True, False]), torch.tensor([0.0, 1.0]), 2
     yield torch.tensor([True, True, False]), torch.tensor([0.0, 0.5, 1.0]), 1
-    yield torch.tensor([True, False, False, True, False]), torch.tensor([0.5, 0.1, 0.2, 0.9, 0.95]), 2  # 0.5 is the later half
+    yield torch.tensor([True, False, False, True, False]), torch.tensor([0.5, 0.1, 0.2, 0.9, 0.95]), 2  # 0.5 is in the later half
     for count, bands in ((40, 4), (300, 5), (300, 10)):
         depth = torch.cat([(torch.arange(bands) + 0.5) / bands, torch.rand(count, generator=generator), torch.tensor([1.0])])
         yield torch.rand(len(depth), generator=generator) < depth * 0.8 + 0.1, depth, bands
@@ -171,10 +174,10 @@ BY_DEPTH = Exercise(
             _equal_counts,
             "your bands have equally many questions: they should be equally *wide*, band i from i/bands to (i + 1)/bands.",
         ),
-        Mistake(_rounded, "a depth goes into the band below its middle or above it: cut off (`.long()`), do not round."),
+        Mistake(_rounded, "a depth in the upper half of a band goes into the next one: cut off (`.long()`), do not round."),
         Mistake(
             lambda right, depth, bands: match_by_depth(right, depth, bands).flip(0),
-            "the bands come from the end of the text to its beginning: begin with depth 0.",
+            "the bands run from the end of the text to its beginning: begin with depth 0.",
         ),
     ),
     hints=(
@@ -182,7 +185,7 @@ BY_DEPTH = Exercise(
         "`band = (depth * bands).long().clamp(max=bands - 1)`; the clamp is for depth 1.",
         "`right[band == i].float().mean()` is the share of right answers in band i.",
     ),
-    notice="`clamp` puts the one depth that would open a band of its own into the last. A band without a question gives `nan`, and that is right: "
+    notice="`clamp` puts the one depth that would open a band of its own, 1, into the last band. A band without a question gives `nan`, and that is right: "
     "nothing was measured there.",
 )
 
@@ -240,17 +243,20 @@ LATEST = Exercise(
     cases=stories,
     mistakes=(
         Mistake(_first, "the first statement about somebody wins in your version: the *last* one holds."),
-        Mistake(_place_of_first, "the value is the last one's, but the place is that of the first statement about them."),
+        Mistake(_place_of_first, "the value is that of the last statement, but the place is that of the first one."),
         Mistake(_from_one, "the places are one too high: they are counted from 0."),
-        Mistake(_only_changes, "a statement that repeats what holds already was passed over: its place is the later one."),
-        Mistake(_by_value, "the dictionary should be from who it is about to where they are, not the other way round."),
+        Mistake(
+            _only_changes,
+            "a statement that repeats what already holds is passed over: the place asked for is that of the last statement.",
+        ),
+        Mistake(_by_value, "the dictionary should lead from what a statement is about to what it says, not the other way round."),
     ),
     hints=(
         "Go through the statements in their order. What does a dictionary do with a key that it has already?",
         "`found[key] = (value, place)` replaces what was there.",
         "`enumerate(statements)` gives the place with each statement.",
     ),
-    notice="A dictionary does what a slot must learn to do: to find the entry with this key, and to replace it. It has as many entries as it "
+    notice="A dictionary does what a slot must learn to do: find the entry with this key, and replace it. It has as many entries as it "
     "needs; a memory has M slots.",
 )
 
@@ -264,20 +270,20 @@ IN_THE_WINDOW = Exercise(
     minutes=3,
     solution=12.3,
     mistakes=(
-        Mistake(12.8, "nearly: the question is in the window too, and takes its own tokens from the 128."),
+        Mistake(12.8, "nearly: the question is in the window too, and takes up some of the 128 tokens."),
         Mistake(
             6.25, "this is what guessing one of 16 places gives, without any window: how much of the text does the window hold?"
         ),
         Mistake(1.6, "the window holds tokens, not statements: 128 of them."),
-        Mistake(87.7, "this is the part that it does not see."),
+        Mistake(87.7, "this is the part that the model does *not* see."),
         Mistake(100.0, "most of the text lies before the window when the question comes."),
     ),
     hints=(
         "How many tokens of the text are still in the window when the question has been read?",
-        "128 − 5 = 123 tokens of 1,000 are left, and a statement stands anywhere among them with equal chances.",
+        "128 − 5 = 123 of the 1,000 tokens are still in the window, and a statement is equally likely to stand anywhere in the 1,000.",
     ),
     notice="(128 − 5) / 1,000 = 12.3%. What guessing adds comes on top. A window twice as long sees twice as much, and costs twice the state; a text twice as "
-    "long halves it.",
+    "long halves the share.",
     points=1,
     tolerance=0.01,
 )

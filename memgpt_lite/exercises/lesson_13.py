@@ -24,7 +24,7 @@ def error_at_most(errors: int, questions: int, confidence: float = 0.95) -> floa
 
 def counts_of_all_kinds(generator: Generator) -> Iterator[tuple[int, int, float]]:
     yield 0, 1, 0.95
-    yield 1, 1, 0.95  # all of them wrong: any rate above could be
+    yield 1, 1, 0.95  # all of them wrong: no rate is too high
     yield 0, 10, 0.95
     yield 0, 1024, 0.99
     yield 1, 10, 0.9
@@ -70,7 +70,7 @@ def _fewer(errors: int, questions: int, confidence: float) -> float:
 def _exactly_so_many(errors: int, questions: int, confidence: float) -> float:
     def likely(rate):
         if rate < errors / questions:
-            return 1.0  # it rises up to there
+            return 1.0  # the probability rises up to there
         return math.comb(questions, errors) * rate**errors * (1 - rate) ** (questions - errors)
 
     return _bisect(questions, likely, confidence)
@@ -92,24 +92,27 @@ AT_MOST = Exercise(
     solution=error_at_most,
     cases=counts_of_all_kinds,
     mistakes=(
-        Mistake(_three_more, "3/n is for no errors, many questions and 95%: in general the binomial distribution is asked."),
+        Mistake(_three_more, "the rule 3/n is for no errors, many questions and 95%: in general, use the binomial distribution."),
         Mistake(
             _three_at_most,
-            "3/n knows nothing of the errors that came, nor of `confidence`, and of few questions it says more than 1: ask the binomial distribution.",
+            "3/n knows nothing of the errors that were made, nor of `confidence`, and for very few questions it is above 1: use the binomial distribution.",
         ),
         Mistake(
             _three_more_at_most,
-            "a rate above 1 is none: (k + 3)/n is a guess from the rule for no errors, many questions and 95%.",
+            "no rate is above 1: (k + 3)/n is a guess from the rule for no errors, many questions and 95%.",
         ),
         Mistake(
-            _two_sided, "half of 1 − confidence was set aside for the other side: here only how *high* the rate may be is asked."
+            _two_sided,
+            "half of 1 − confidence was set aside for the other side: here the question is only how *high* the rate may be.",
         ),
         Mistake(_normal, "this is the normal approximation: after no errors it says 0, as if nothing could ever go wrong."),
-        Mistake(_fewer, "*fewer* errors than were seen are counted: those that were seen belong to it, `range(errors + 1)`."),
-        Mistake(_exactly_so_many, "only *exactly* so many errors are counted: as few, or fewer, is what must be unlikely."),
+        Mistake(
+            _fewer, "only *fewer* errors than were seen are counted: as many as were seen belong to them, `range(errors + 1)`."
+        ),
+        Mistake(_exactly_so_many, "only *exactly* so many errors are counted: what must be unlikely is so few errors, or fewer."),
         Mistake(
             lambda errors, questions, confidence: 1 - error_at_most(errors, questions, confidence),
-            "this is the least share of right answers: 1 minus it is asked.",
+            "this is the least share of right answers: 1 minus this share is asked for.",
         ),
         Mistake(
             _halved_ten_times,
@@ -122,8 +125,8 @@ AT_MOST = Exercise(
         "At most k errors: the sum over i from 0 to k of `math.comb(n, i) * r**i * (1 - r) ** (n - i)`.",
         "Halve the interval from 0 to 1 fifty times: where so few errors are still more probable than 1 − confidence, the rate may be higher.",
     ),
-    notice="That all answers are wrong needs no case of its own: at most n errors of n is certain at every rate, so the search ends at 1. "
-    "For no errors it is 1 − (1 − confidence)^(1/n), which is nearly 3/n at 95%.",
+    notice="Where all answers are wrong, no case of its own is needed: at most n errors in n answers are certain at every rate, so the search ends at 1. "
+    "For no errors the bound is 1 − (1 − confidence)^(1/n), which is nearly 3/n at 95%.",
     tolerance=1e-6,
 )
 
@@ -144,7 +147,7 @@ def read_ahead(read: Callable[[Tensor, Tensor], Tensor], segments: Tensor, memor
 
 @dataclass(frozen=True)
 class ToyModel:
-    """Segments that begin with a 1 mix themselves into a slot, the one that their next token says; all others write nothing."""
+    """A segment that begins with a 1 mixes itself into one slot, which its next token names; all others write nothing."""
 
     def __call__(self, segments: Tensor, memory: Tensor) -> Tensor:
         """segments (N, L), memory (M, D) → (N, M, D): the memory after each of them, had it been the only one."""
@@ -236,7 +239,7 @@ READ_AHEAD = Exercise(
                     max(1, _last_right(changed) + (not bool(changed.any()))),
                 )
             ),
-            "the segment that wrote is read again, with what it wrote itself: it was read rightly the first time, go on after it.",
+            "the segment that wrote is read again, with what it wrote already in the memory: it was read rightly the first time, so go on after it.",
         ),
         Mistake(
             _ahead_by(lambda after, changed, memory: (memory, _last_right(changed) + 1)),
@@ -249,7 +252,7 @@ READ_AHEAD = Exercise(
                     i % len(after) + 1,
                 )
             ),
-            "you stop at the *last* segment of a call that wrote: those between the first and it were read with an old memory.",
+            "you stop at the *last* segment of a call that wrote: those between the first that wrote and this one were read with an old memory.",
         ),
         Mistake(_last_left, "the end of the text is not read: the last call may have fewer than `ahead` segments."),
         Mistake(_one_by_one, "every call reads one segment: pass up to `ahead` of them at once."),
@@ -258,10 +261,10 @@ READ_AHEAD = Exercise(
     hints=(
         "Read up to `ahead` segments from where you are. Which of the memories that come back can you trust?",
         "All up to and including the first that differs from the memory that you passed in: nothing was written before it.",
-        "`changed = (after != memory).flatten(1).any(-1)`; its first True is `int(changed.long().argmax())`, where there is one.",
+        "`changed = (after != memory).flatten(1).any(-1)`; its first True, where there is one, is at `int(changed.long().argmax())`.",
     ),
     notice="The comparison is exact, `!=` and no tolerance. A rule that changes every slot a little makes `changed` true at once, and each call "
-    "gains a single segment. The library's also reads fewer segments after a write and then twice as many each time, so that less is read in vain.",
+    "gets a single segment further. The library's version also reads fewer segments after a write and then twice as many each time, so that less is read in vain.",
 )
 
 
@@ -279,7 +282,7 @@ def which_wrote(write_attention: Tensor) -> list[tuple[int, int, int]]:
 
 def attentions_of_all_kinds(generator: Generator) -> Iterator[tuple[Tensor]]:
     def rows(segments: int, slots: int, length: int, *writes: tuple[int, int, float]) -> Tensor:
-        """Keep all, but for (segment, slot, what it keeps)."""
+        """Every slot keeps all, except for each (segment, slot, what it keeps)."""
         attention = torch.zeros(segments, slots, 1 + length)
         attention[..., 0] = 1
         for segment, slot, keep in writes:
@@ -342,11 +345,11 @@ WHICH_WROTE = Exercise(
         Mistake(_one_too_far, "the tokens are one too far to the right: column 0 is keep, and column 1 + t is token t."),
         Mistake(_in_the_segment, "the tokens are counted within their segment: segment s begins at token s·L of the text."),
         Mistake(_segments_too_long, "segment s begins at token s·L, and L is one less than the number of columns."),
-        Mistake(_slot_after_slot, "the order is slot after slot: the text's order is asked, segment after segment."),
+        Mistake(_slot_after_slot, "the order is slot after slot: the text's order is asked for, segment after segment."),
         Mistake(_one_a_segment, "at most one slot of each segment is named: several can change in the same segment."),
     ),
     hints=(
-        "Which slots changed can be seen in column 0 alone. Which number stands there where nothing changed?",
+        "Column 0 alone shows which slots changed. Which number stands there where nothing changed?",
         "`(write_attention[..., 0] != 1).nonzero().tolist()` lists segments and slots, in the order of the text.",
         "The token is `write_attention[s, j, 1:].argmax().item()`, plus where its segment begins.",
     ),
@@ -363,14 +366,17 @@ NO_FALSE_WRITE = Exercise(
     minutes=3,
     solution=93.7,
     mistakes=(
-        Mistake(35.0, "this takes one chance for every *token*: there is one for every segment, of 16 tokens."),
-        Mistake(6.3, "this is the share of texts that have one: those without are asked."),
-        Mistake(100.0, "this is nearly one segment's chance: there are 65,536 of them, and all must go well."),
+        Mistake(35.0, "this counts one chance of a false write for every *token*: there is one for every segment, of 16 tokens."),
+        Mistake(6.3, "this is the share of texts that have one: the share without is asked for."),
+        Mistake(100.0, "this is about the chance for one segment: there are 65,536 segments, and all must go well."),
         Mistake(0.0, "rare is not never, but a text has far fewer than a million chances. How many?"),
-        Mistake(50.0, "whether one comes is no coin's toss: (1 − p) to the power of the number of segments."),
+        Mistake(
+            50.0,
+            "whether one comes is not the toss of a coin: the chance of none is (1 − p) to the power of the number of segments.",
+        ),
     ),
     hints=(
-        "How many segments has the text? All of them must go without a false write.",
+        "How many segments does the text have? All of them must be free of a false write.",
         "(1 − 1/1,000,000) to the power of 65,536. For small p that is about 1 − p · 65,536.",
     ),
     notice="1,048,576 tokens are 65,536 segments, and (1 − 10⁻⁶)^65,536 = 93.7%. At 50 million tokens it would be 4.4%.",

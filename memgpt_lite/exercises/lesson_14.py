@@ -56,7 +56,7 @@ COST = Exercise(
         ),
         Mistake(
             lambda slots, width, length: (4 * slots * width, 2 * cost(slots, width, length)[1]),
-            "a multiplication and the addition after it count as *one* multiply-add: yours are twice as many.",
+            "a multiplication and the addition after it count as *one* multiply-add: you counted twice as many.",
         ),
     ),
     hints=(
@@ -64,7 +64,7 @@ COST = Exercise(
         "M queries, L keys and L values: (M + 2L) D². Then M × L scores, each a sum of D products.",
         "The mixture takes, for each of M slots and D dimensions, a sum over L tokens: L M D once more.",
     ),
-    notice="The first part hardly depends on M while M is below 2L: keys and values of the tokens are computed once, for however many slots. "
+    notice="The first part hardly depends on M while M is below 2L: the keys and values of the tokens are computed once, however many slots there are. "
     "The width enters squared.",
 )
 
@@ -128,13 +128,13 @@ FEWEST_SLOTS = Exercise(
             lambda facts, target, draws, guess: (
                 1 if facts == 1 else _searched(facts, target, draws, guess, held=lambda f, m, a: 1 - (1 / f) ** (a * m))
             ),
-            "1/F is the chance that a draw *takes* this fact; all draws have to *miss* it, each with the chance 1 − 1/F.",
+            "1/F is the chance that a draw *takes* this fact; if no slot is to hold it, all draws have to *miss* it, each with the chance 1 − 1/F.",
         ),
         Mistake(
             lambda facts, target, draws, guess: max(
                 1, math.ceil(math.log(1 - max(0.0, (target - guess) / (1 - guess))) / (draws * math.log(1 - 1 / facts)))
             ),
-            "one fact alone breaks it: log(1 − 1/1) is the logarithm of 0. The first slot holds that fact.",
+            "a single fact breaks the formula: log(1 − 1/1) is the logarithm of 0. The first slot holds that fact.",
         ),
         Mistake(
             lambda facts, target, draws, guess: math.ceil(
@@ -149,7 +149,7 @@ FEWEST_SLOTS = Exercise(
         "M = log(1 − held) / (draws · log(1 − 1/F)), rounded up, at least 1. One fact is a case of its own.",
     ),
     notice="Both logarithms are negative, so their quotient is positive. For many facts log(1 − 1/F) is near −1/F, so M is near "
-    "F · log(1 / (1 − held)) / draws: proportional to F, and every tenfold fewer errors cost the same again.",
+    "F · log(1 / (1 − held)) / draws: proportional to F, and each time that errors are to be ten times fewer, the same number of slots is added.",
 )
 
 
@@ -180,19 +180,19 @@ PARTICIPATION = Exercise(
     mistakes=(
         Mistake(
             lambda shares: 1 / (shares**2).sum(0),
-            "the shares of a fact do not sum to 1: divide each by their sum first, or put the square of the sum above.",
+            "the shares of a fact do not sum to 1: divide each by their sum first, or put the square of the sum above the line.",
         ),
         Mistake(
             lambda shares: participation(shares.mT),
-            "this is counted by slot, how many facts it holds: sum over the slots, dimension 0.",
+            "this counts for each slot how many facts it holds: sum over the slots, dimension 0.",
         ),
         Mistake(
             lambda shares: (shares > 0).sum(0).to(shares.dtype),
-            "every slot with the smallest share counts in full: weigh the slots by their shares.",
+            "every slot counts in full, even with the smallest share: weigh the slots by their shares.",
         ),
         Mistake(
             lambda shares: shares.sum(0) ** 2 / (shares**2).sum(0),
-            "a fact that no slot holds gives 0/0: it is held by 0 slots.",
+            "a fact that no slot holds gives 0/0 in yours: it should give 0, since 0 slots hold it.",
         ),
         Mistake(
             lambda shares: shares.sum(0),
@@ -200,15 +200,15 @@ PARTICIPATION = Exercise(
         ),
         Mistake(
             lambda shares: participation(shares) ** 0.5,
-            "a root too many: two slots with equal shares should give 2.",
+            "one root too many: two slots with equal shares should give 2.",
         ),
     ),
     hints=(
         "Try it on paper: shares 1, 1, 0 should give 2, and so should 0.3, 0.3, 0.",
         "(Σ_j p_j)² / Σ_j p_j², with both sums over the slots.",
-        "Where the lower sum is 0, so is the upper one: put 1 in its place with `masked_fill`.",
+        "Where the lower sum is 0, so is the upper one: put 1 in place of the lower one with `masked_fill`.",
     ),
-    notice="Multiplying all shares by the same number changes nothing, since it enters above and below squared. Equal shares of n slots give exactly n; "
+    notice="Multiplying all shares by the same number changes nothing, since it enters squared both above and below. Equal shares of n slots give exactly n; "
     "anything less equal gives less.",
 )
 
@@ -223,17 +223,17 @@ WIDTH_OR_NUMBER = Exercise(
     solution=3.0,
     mistakes=(
         Mistake(1.0, "the *bytes* are the same. The update multiplies by D × D matrices: what does twice the width do to these?"),
-        Mistake(2.0, "D² is four times as much, and M half as much, but not everything grows with D², and the tokens are as many as before."),
+        Mistake(2.0, "D² is four times as much, and M half as much, but not everything grows with D², and there are as many tokens as before."),
         Mistake(4.0, "nearly: D² is four times as much. But there are fewer slots, and L M D stays as it is."),
         Mistake(0.5, "half the slots do not halve it: most of the work is for the tokens, and grows with D²."),
         Mistake(5.14, "M is halved, not doubled: (8 + 32) · 128² + 2 · 16 · 8 · 128."),
-        Mistake(8.0, "that would be D³. The width enters squared at most, and some of it once: 2 L M D."),
+        Mistake(8.0, "that would be D³. The width enters squared at most, and in one part only once: 2 L M D."),
     ),
     hints=(
         "Write (M + 2L) D² + 2LMD down for both, with L = 16.",
         "16 slots of 64: 48 · 4,096 + 32,768. 8 slots of 128: 40 · 16,384 + 32,768.",
     ),
-    notice="688,128 / 229,376 = 3.0. Wide slots cost more than many: the width enters squared, for every token, and it is the width of the whole model too.",
+    notice="688,128 / 229,376 = 3.0. Wide slots cost more than many slots: the width enters squared, for every token, and it is the width of the whole model too.",
     points=1,
     tolerance=0.01,
 )  # fmt: skip

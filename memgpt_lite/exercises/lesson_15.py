@@ -53,7 +53,7 @@ ERASE_ADD = Exercise(
         ),
         Mistake(
             lambda memory, address, erase, add: memory * (1 - erase) + address[:, None] * add,
-            "what is erased has to be weighed by the address: yours wipes every slot, also those that the token does not mean.",
+            "what is erased has to be weighed by the address: yours wipes every slot, even those that the token does not address.",
         ),
         Mistake(
             lambda memory, address, erase, add: (memory + address[:, None] * add) * (1 - address[:, None] * erase),
@@ -77,10 +77,10 @@ ERASE_ADD = Exercise(
     ),
     hints=(
         "Each slot has its own weight w, each dimension its own gate: make (M, 1) and (D) meet by broadcasting.",
-        "`address[:, None]` is (M, 1). Slot j keeps 1 − w_j · erase of each dimension.",
+        "`address[:, None]` is (M, 1). In each dimension slot j keeps the share 1 − w_j · erase.",
         "memory * (1 - w * erase) + w * add, with w = address[:, None].",
     ),
-    notice="An address of exactly 0 would leave a slot alone. Softmax never gives one, so every token wears every slot a little.",
+    notice="An address of exactly 0 would leave a slot alone. Softmax never gives one, so every token wears every slot down a little.",
 )
 
 
@@ -119,7 +119,7 @@ DELTA = Exercise(
         ),
         Mistake(
             lambda memory, key, value, step: memory + step * key[:, None] * (value - memory),
-            "each slot is drawn towards the value by itself. The memory *says* one vector, Σ_j k_j m_j, and that is corrected.",
+            "each slot is drawn towards the value on its own. The memory *says* one vector, Σ_j k_j m_j, and it is this vector that is corrected.",
         ),
         Mistake(
             lambda memory, key, value, step: memory + key[:, None] * (value - key @ memory),
@@ -131,7 +131,7 @@ DELTA = Exercise(
         ),
         Mistake(
             lambda memory, key, value, step: (1 - step) * memory + step * key[:, None] * value,
-            "every slot fades by the step, also those that the key does not mean: only what stands at the address is replaced.",
+            "every slot fades by the step, even those that the key does not point at: only what stands at the address should be replaced.",
         ),
         Mistake(
             lambda memory, key, value, step: memory + step * (value - key @ memory),
@@ -143,7 +143,7 @@ DELTA = Exercise(
     ),
     hints=(
         "First ask: what does the memory say at this address? A mixture of the slots, with the key as weights.",
-        "`key @ memory` is (D). The error is value − that.",
+        "`key @ memory` is (D). The error is the value minus this.",
         "Slot j moves by step · k_j · error: `step * key[:, None] * (value - key @ memory)`.",
     ),
     notice="For a key that is 1 at one slot and 0 elsewhere, the slot moves by β towards the value and all others stay. For a spread key "
@@ -197,7 +197,7 @@ HALF_LIFE = Exercise(
     mistakes=(
         Mistake(
             lambda differences: math.log(0.5) / _slope(differences.double().log()),
-            "where nothing is lost, or it grows, there is no half-life: return `math.inf`, and no negative number.",
+            "where nothing is lost, or the difference grows, there is no half-life: return `math.inf`, not a negative number.",
         ),
         Mistake(
             lambda differences: -math.log(2) / slope if (slope := _slope(differences.double().log())) else -math.inf,
@@ -205,7 +205,7 @@ HALF_LIFE = Exercise(
         ),
         Mistake(
             lambda differences: _until(1 / math.e, _slope(differences.double().log())),
-            "this is the time after which 1/e is left, about 37%. For a half multiply by ln 2.",
+            "this is the time after which 1/e is left, about 37%. For the half-life, multiply it by ln 2.",
         ),
         Mistake(
             lambda differences: _until(0.5, (differences[-1].double() / differences[0]).log().item() / (len(differences) - 1)),
@@ -221,7 +221,7 @@ HALF_LIFE = Exercise(
         ),
         Mistake(
             lambda differences: _until(0.5, _slope_from_origin(differences.double().log())),
-            "the line is forced through the origin: take the means away from both, or fit an intercept too.",
+            "the line is forced through the origin: subtract its mean from each of the two, or fit an intercept too.",
         ),
     ),
     hints=(
@@ -229,8 +229,8 @@ HALF_LIFE = Exercise(
         "The slope of the least-squares line: Σ (n − n̄)(y − ȳ) / Σ (n − n̄)², with y = ln d.",
         "Half is left where slope · n = −ln 2. With a slope of 0 or above, nothing is lost: `math.inf`.",
     ),
-    notice="It assumes that every segment takes the same share. A queue loses all at once, and a memory that is exactly kept loses nothing: for "
-    "both this one number says less than the curve.",
+    notice="The half-life assumes that every segment takes away the same share. A queue loses all at once, and a memory that is kept exactly loses nothing: for "
+    "both, this one number says less than the curve.",
 )
 
 

@@ -1,7 +1,7 @@
-"""What was measured by programs that take longer than a notebook may: the scripts in `benchmarks/` write it, notebooks show it.
+"""What was measured by programs that run longer than a notebook may: the scripts in `benchmarks/` write it, notebooks show it.
 
-A measurement is a file of JSON, one case a line: what was varied, what came, and how long it took. A script that is started again measures
-what is missing and adds it, so that a long one may be interrupted.
+A measurement is a JSON file, one case on each line: what was varied, what came of it, and how long it took. A script that is
+started again measures what is missing and adds it, so that a long one may be interrupted.
 """
 
 import json
@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent
 
 
 def load(name: str) -> list[dict]:
-    """The cases of a measurement. Raises `ValueError` that lists the names when there is none of that name."""
+    """The cases of a measurement. Raises a `ValueError` that lists the names if no measurement has that name."""
     names = sorted(file.stem for file in FOLDER.glob("*.jsonl"))
     if name not in names:
         raise ValueError(f"there is no measurement {name!r}: choose one of {', '.join(names)}")
@@ -19,7 +19,7 @@ def load(name: str) -> list[dict]:
 
 
 def missing(name: str, cases: list[dict]) -> list[dict]:
-    """Those of the cases, each given by what is varied in it, that have not been measured yet."""
+    """The cases that have not been measured yet; each is given by what is varied in it."""
     done = load(name) if (FOLDER / f"{name}.jsonl").exists() else []
     return [case for case in cases if not any(case.items() <= other.items() for other in done)]
 

@@ -17,7 +17,7 @@ def _box(axes, x: float, y: float, width: float, height: float, text: str, fill:
 
 
 def _slots(axes, x: float, y: float, filled: dict[int, str]) -> None:
-    """Six slots around (x, y), one on the other; `filled` ones hold a word."""
+    """Six slots around (x, y), one above the other; those in `filled` hold words."""
     for slot in range(6):
         bottom = y + 0.6 - 0.2 * (slot + 1)
         fill = ORANGE if slot in filled else "white"
@@ -31,7 +31,7 @@ def _arrow(axes, start: tuple[float, float], end: tuple[float, float], colour: s
 
 
 def _step(axes, x: float, y: float, number: int, text: str, below: bool = False, colour: str = INK) -> None:
-    """A numbered disc, and what the step is called, beside it or below."""
+    """A numbered disc, with the name of the step beside or below it."""
     axes.add_patch(Circle((x, y), 0.15, facecolor=INK, edgecolor="white", linewidth=1))
     axes.text(x, y - 0.005, str(number), color="white", ha="center", va="center", fontsize=9, weight="bold")
     where = (x, y - 0.3) if below else (x + 0.24, y)

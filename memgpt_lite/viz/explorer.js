@@ -506,8 +506,8 @@ function overview(view, pane) {
   const hint = "Point at a cell to read it; choose one to go to its segment.";
   setText(note, hint);
   const element = card(view, pane, "All segments",
-    h("p", { class: "mgx-soft" }, "Each row is a slot, each column a segment. A coloured cell: the segment wrote into the slot, the stronger the more. ",
-      "Below the columns: where the slot's tokens (bars) or the token (triangle) that you point at come from."), legend.element, canvas, note);
+    h("p", { class: "mgx-soft" }, "Each row is a slot, each column a segment. A coloured cell: the segment wrote into the slot; the stronger the colour, the more it wrote. ",
+      "Below the columns, bars show where the tokens of the slot you point at come from; a triangle shows the segment of the token you point at."), legend.element, canvas, note);
   element.classList.add("mgx-overview");
   view.observeSize(canvas.parentElement, () => { width = canvas.clientWidth; base = null; draw(); });
   return { element, draw };
@@ -582,7 +582,7 @@ function text(view, pane) {
     point();
   }
   const element = card(view, pane, title, says,
-    h("p", { class: "mgx-soft" }, "A number after a token: the slots of which it now makes up a tenth or more. A space is shown as ·, a new line as ↵."), list, more);
+    h("p", { class: "mgx-soft" }, "The numbers after a token are the slots of which it now makes up a tenth or more. A space is shown as ·, a new line as ↵."), list, more);
   return { element, step, point };
 }
 
@@ -659,8 +659,8 @@ function slots(view, pane) {
     });
   }
   const element = card(view, pane, "What each slot is made of",
-    h("p", { class: "mgx-soft" }, "A token has the same colour and pattern in every slot. Grey with stripes: what is left of the slot’s initial value; grey without: the other tokens, and those that never make up a tenth of a slot.",
-      trace.exact ? "" : " This model's rule does not mix token values: what is shown is what its write attention, a summary, amounts to."), list);
+    h("p", { class: "mgx-soft" }, "A token has the same colour and pattern in every slot. Grey with stripes: what is left of the slot’s initial value; grey without stripes: the other tokens, and those that never make up a tenth of a slot.",
+      trace.exact ? "" : " This model's rule does not mix token values: what is shown follows from its write attention, which is a summary."), list);
   view.observeSize(list, () => { width = rows[0].bar.clientWidth; draw(); });
   return { element, draw, step, point };
 }
@@ -689,7 +689,7 @@ function panel(view, pane) {
         read ? `It is not among the ${trace.K} strongest tokens of any slot.` : "It has not been read yet."),
       ...list(`Read from (${view.readName()})`, from.map(({ slot, share }) => meter(`slot ${slot}`, share)), ""),
       ...list("Expected next", next, ""),
-      h("p", { class: "mgx-soft" }, `Entropy ${entropy.toFixed(2)} nats: as unsure as among ${size(Math.exp(entropy))} equally likely tokens.`),
+      h("p", { class: "mgx-soft" }, `Entropy ${entropy.toFixed(2)} nats: as unsure as a choice among ${size(Math.exp(entropy))} equally likely tokens.`),
     ];
   }
 
@@ -713,8 +713,8 @@ function panel(view, pane) {
     element.classList.toggle("mgx-empty", nothing);
     refill(element, () => {
       tokenBlock.replaceChildren(...(view.token !== null ? aboutToken(view.token)
-        : nothing ? [h("p", {}, "Point at a token: which slots hold it, where it read from, what the model expects next. Point at a slot: " +
-          "the tokens it is made of, and when they came. Choose one (click, or Enter) to pin it while you step on; Esc lets it go.")] : []));
+        : nothing ? [h("p", {}, "Point at a token to see which slots hold it, where it read from, and what the model expects next. Point at a slot to see " +
+          "the tokens it is made of, and when they came. Click one, or press Enter, to pin it while you step on; Esc lets it go.")] : []));
       slotBlock.replaceChildren(...(slot === null ? [] : aboutSlot(slot)));
       tokenBlock.hidden = !tokenBlock.firstChild;
       slotBlock.hidden = slot === null;
@@ -858,7 +858,7 @@ function readMatrix(view, pane) {
   const { trace } = pane, word = (column) => named(trace.text(view.step * trace.L + column - 1));
   return matrix(view, pane, {
     title: () => `What was read (${view.readName()})`,
-    about: { label: "What was read", text: "A column says from which slots its token read, before this segment was written. Numbers: percent; a column sums to 100." },
+    about: { label: "What was read", text: "A column says from which slots its token read, before this segment wrote. Numbers: percent; a column sums to 100." },
     columns: [1], wordOf: word,
     value: (slot, column) => trace.readShare(view.step * trace.L + column - 1, slot, view.layer, view.head),
     say: (slot, column, share) => ["“", { word: word(column) }, `” reads ${percent(share)} from slot ${slot}`],

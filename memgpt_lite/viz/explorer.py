@@ -2,11 +2,11 @@
 
 `MemoryExplorer` packs one or two traces into a payload; `explorer.js`, one module without dependencies, shows it. In a notebook it
 is a widget (anywidget); `to_html` puts module and payload into one file that needs neither a kernel nor a network. What stays in a
-notebook's output is a picture, a text, and the state as JSON, of which `show` of explorer.js makes a live view in any page.
+notebook's output is a picture, a text, and the state as JSON, from which `show` of explorer.js makes a live view in any page.
 
 The payload is `{title, names, traces}`. A trace's arrays stand one after the other in one block of bytes, each at a multiple of 4,
-deflated and written in base64; `arrays` says where each is, of which type and shape. Shares, which lie between 0 and 1, are whole
-numbers of 8 or 16 bits. A string that occurs often, such as a token, is stored once.
+deflated and written in base64; `arrays` says where each one is, and its type and shape. Shares, which lie between 0 and 1, are
+stored as whole numbers of 8 or 16 bits. A string that occurs often, such as a token, is stored once.
 """
 
 import html
@@ -53,12 +53,12 @@ class MemoryExplorer(anywidget.AnyWidget):
     trace: what `ml.trace` recorded of a text; other: a trace of the same text, shown beside it (trained against untrained, say);
     names: what to call the two.
 
-    `step`, the segment that is shown; `layer`, the number of a block that reads, and `head`, None for the mean over all;
-    `token` and `slot`, what is pinned, None for nothing: all can be set and observed. Where no widget runs, a picture of the segment
-    shown stands, with alternative text.
+    These can be set and observed: `step`, the segment that is shown; `layer`, the number of a block that reads, and `head`, each
+    None for the mean over all; `token` and `slot`, what is pinned, None for nothing. Where no widget runs, a picture of the
+    segment shown stands in its place, with alternative text.
 
-    Raises `ValueError` for traces that do not fit each other, and for fewer names than traces, `traitlets.TraitError` for a step, layer,
-    head, token or slot that the trace does not have.
+    Raises `ValueError` for traces that do not fit each other and for fewer names than traces, and `traitlets.TraitError` for a
+    step, layer, head, token or slot that the trace does not have.
     """
 
     _esm = SCRIPT
@@ -204,7 +204,7 @@ def _pack(trace: MemoryTrace) -> dict:
 
 
 def _shares(values: np.ndarray, bits: int) -> np.ndarray:
-    """Shares as whole numbers of that many bits. 0 stands for exactly 0, the greatest for exactly 1: both mean something."""
+    """Shares as whole numbers of `bits` bits. 0 stands for exactly 0, the greatest for exactly 1: both mean something."""
     most = 2**bits - 1
     values = np.asarray(values, np.float64)
     inside = (values > 0) & (values < 1)

@@ -69,7 +69,7 @@ class Picture(Figure):
 
     def _file(self, **options) -> bytes:
         buffer = io.BytesIO()
-        with warnings.catch_warnings():  # a box stands for what the font lacks; the alternative text has the word
+        with warnings.catch_warnings():  # a box stands for a character that the font lacks; the alternative text has the word
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
             self.savefig(buffer, **options)
         return buffer.getvalue()
@@ -98,7 +98,7 @@ def _check_tokens(tokens: Sequence[str], count: int) -> list[str]:
 
 
 def _word(token: str) -> str:
-    """A token as an axis can hold it: nothing invisible in it, and not long."""
+    """A token in a form that fits on an axis: short, with nothing invisible in it."""
     word = "".join(c if c.isprintable() else "↵" if c == "\n" else "�" for c in token.removeprefix(" ") or "·∅"[not token])
     return word if len(word) <= 12 else word[:11] + "…"
 
@@ -205,8 +205,8 @@ def read_picture(read_attention: Tensor, tokens: Sequence[str], title: str = "Wh
 def alignment_picture(
     alignment: Tensor, source: Sequence[str], target: Sequence[str], title: str = "Which source token is read, through the slots"
 ) -> Picture:
-    """For which token of the target is which of the source read? alignment: (T, 1 + N), rows sum to 1, column 0 is what slots
-    began with; source: N words, target: the T words that were written with it."""
+    """Which source token is read for which target token? alignment: (T, 1 + N), rows sum to 1, column 0 is what the slots
+    began with; source: N words; target: the T words that were written with it."""
     shares = _array(alignment)
     source, target = _check_tokens(source, shares.shape[1] - 1), _check_tokens(target, len(shares))
     picture = Picture(figsize=(1.8 + 0.27 * shares.shape[1], 1.2 + 0.22 * len(shares)))
@@ -229,14 +229,14 @@ def alignment_picture(
 
 
 def _token_colours(shares: np.ndarray, show: int) -> dict[int, str]:
-    """A colour for each token that gets a label: among the `show` strongest of a slot, and wide enough. shares: (M, 1 + T)."""
+    """A colour for each token that gets a label: one of the `show` strongest of a slot, and wide enough. shares: (M, 1 + T)."""
     order = np.argsort(-shares[:, 1:], axis=1)[:, :show]  # (M, show)
     shown = sorted({int(t) for row, strongest in zip(shares, order) for t in strongest if row[1 + t] > WIDE_ENOUGH})
     return {token: COLOURS[i % len(COLOURS)] for i, token in enumerate(shown)}
 
 
 def _draw_provenance(axes, shares: np.ndarray, tokens: Sequence[str], show: int = 3, colours=None) -> list[str]:
-    """Bars for each slot: the strongest tokens, the rest, and what is left of the initial slot. Returns it in words."""
+    """Bars for each slot: the strongest tokens, the rest, and what is left of the initial slot. Returns the same in words."""
     axes.set_ylim(len(shares) - 0.4, -0.6)
     colours = colours or _token_colours(shares, show)
     says = []
@@ -284,7 +284,7 @@ def provenance_bars(shares: Tensor, tokens: Sequence[str], title: str = "What ea
 
 
 def _draw_memory(update, holds, attention, tokens: Sequence[str], shares, all_tokens: Sequence[str], of: str = "") -> str:
-    """What a segment wrote, and what the slots hold after it, in two panels; returns it in words. of: begins the titles."""
+    """What a segment wrote, and what the slots hold after it, in two panels; returns the same in words. of: begins the titles."""
     update.figure.colorbar(_draw_write(update, attention, tokens), ax=update, label="share")
     update.set_title(f"{of}this segment's update", parse_math=False)
     says = _draw_provenance(holds, shares, all_tokens)
@@ -378,9 +378,9 @@ def before_and_after(
 def gradients_by_segment(gradients: dict[str, Tensor], title: str = "How far back the gradient reaches") -> Picture:
     """How much does the memory after each segment still matter to the loss?
 
-    gradients: by name, S + 1 entries each (S + 1, B, M, D), from `memory_gradients`. Zeros stand below the axis' break;
+    gradients: for each name a tensor (S + 1, B, M, D), from `memory_gradients`. Zeros stand on the dotted line;
     what is not finite is not drawn.
-    Raises `ValueError` without any.
+    Raises `ValueError` if there are none.
     """
     if not gradients:
         raise ValueError("there is nothing to draw: pass at least one {name: memory_gradients(…)}")
@@ -450,7 +450,8 @@ def loss_curve(history, title: str = "Learning, stage by stage") -> Picture:
 def which_slots(found, held: Tensor, word: str, title: str) -> Picture:
     """Which slots does an answer depend on, and are they those that hold it?
 
-    found: a `memgpt_lite.interventions.Dependence`; held: (M,), how much of each slot comes from the answer; word: how that is shown.
+    found: a `memgpt_lite.interventions.Dependence`; held: (M,), how much of each slot comes from the answer; word: the answer
+    as it is shown.
     """
     without, alone, shares = _array(found.without), _array(found.alone), _array(held)
     slots = np.arange(len(shares))

@@ -14,7 +14,7 @@ from ..tracing import SHOWN_SHARE, percent
 from .figures import BLUE, COLOURS, Picture, which_slots
 
 FACTS = "so well Ada Paris now then Gus Oslo Mia Kyoto but and Leo Cairo hm oh"
-NOISE = "so yet hm oh well then ah or um but er and now like still here"  # a segment of 16 words, as each of these
+NOISE = "so yet hm oh well then ah or um but er and now like still here"  # a segment of 16 words, as FACTS is
 TEXTS = {
     "Four facts": FACTS,
     "Four facts about others": "um er Ben Lima yet so Eve Fez oh hm Kim Nice well now Joy Bern",
@@ -27,7 +27,7 @@ ACTS = {
     "thaw": "Let the chosen slots be written again",
     "scale": "Multiply the chosen slots by the number beside this button",
 }
-HIGHEST = 5  # so many of the likeliest words are shown
+HIGHEST = 5  # how many of the likeliest words are shown
 CSS = """<style>
 .mgl p { margin: 2px 0 6px; line-height: 1.4; }
 .mgl-row { display: grid; grid-template-columns: minmax(6em, 1fr) 5.5em 5.5em; gap: 0 10px; align-items: center; line-height: 1.3; }
@@ -49,15 +49,15 @@ CSS = """<style>
 
 
 class MemoryLab(widgets.VBox):
-    """Two texts, A and B, each with a memory of its own, which a reader reads on with and acts on, and a question that is asked of both.
+    """Two texts, A and B, each with its own memory. A reader reads on, acts on the memories, and asks both the same question.
 
-    texts: names and texts to choose from; the first two stand ready to be read. A reader can type others.
+    texts: names and texts to choose from; the first two are ready to be read. A reader can type others.
     question: what is asked of both memories: the model says what follows it.
     encode, decode: text → token numbers, and a list of one number → how it is shown. By default those of the made-up tasks,
         on whose 66 words `ml.load_pretrained("recall")` was trained.
 
     All that a reader can do by mouse and keyboard, code can do too: `read`, `read_on`, `act`, `swap`, `ask`, `undo`; `lab.readings` are the two
-    `ml.Reading`s. Wrong input is answered beside the question, and changes nothing; called from code it raises.
+    `ml.Reading`s. Wrong input is answered below the buttons, and changes nothing; called from code it raises.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class MemoryLab(widgets.VBox):
         self._panels[name].put(text)
 
     def read_on(self, name: str, segments: int | None = 1) -> None:
-        """Read that many more segments of A or B, None: all that are left."""
+        """Read that many more segments of A or B; None reads all that are left."""
         _check_names([name])
         self._go({**self.readings, name: self.readings[name].read_on(segments)})
 
@@ -115,7 +115,7 @@ class MemoryLab(widgets.VBox):
             raise ValueError(f"slots cannot be asked to {what!r}: choose one of {', '.join(ACTS)}")
         _check_names(slots)
         if not any(slots.values()):
-            raise ValueError("no slot is chosen: click the slots that you want to act on first")
+            raise ValueError("no slot is chosen: click the slots that you want to act on, then try again")
         self._go({n: getattr(r, what)(slots[n], *values) if slots.get(n) else r for n, r in self.readings.items()})
 
     def swap(self, slots: Mapping[str, list[int]]) -> None:
@@ -168,7 +168,7 @@ class MemoryLab(widgets.VBox):
         return {name: panel.chosen for name, panel in self._panels.items()}
 
     def _guard(self, do: Callable) -> Callable:
-        """For what a click calls: an error of the reader's is said in the lab."""
+        """Wraps what a click calls: an error that the reader makes is shown in the lab."""
 
         def guarded(event):
             try:
@@ -245,7 +245,7 @@ class MemoryLab(widgets.VBox):
 
 
 class _Status(anywidget.AnyWidget):
-    """HTML that a screen reader says whenever it is another: one live region that stays, since a new one would not be heard."""
+    """HTML that a screen reader says whenever it changes: one live region that stays, since a new one would not be heard."""
 
     _esm = """export default { render({ model, el }) {
         const fill = () => { el.innerHTML = model.get("value"); };
@@ -270,7 +270,7 @@ class _Panel:
             (widgets.Checkbox(description=f"{name} slot {j}", indent=False, layout=_CHOICE), widgets.HTML(layout=_ROW))
             for j in range(lab.model.config.num_memory_slots)
         ]
-        exact = "" if lab.model.update_rule.values_mix else ", by its write attention"  # elsewhere a summary
+        exact = "" if lab.model.update_rule.values_mix else ", by its write attention"  # with the other rules it is a summary
         head = widgets.HTML(
             f'<div class="mgl-row mgl-head"><span>what memory {name} is made of{exact}</span><span>answer without it</span>'
             "<span>answer by it alone</span></div>",
@@ -295,7 +295,7 @@ class _Panel:
             lab.read(name, self._texts[choice])
 
     def put(self, text: str) -> None:
-        """Show what text stands there; a reader's own is none of the list's, whose texts can all be chosen then."""
+        """Show which text is there. With a reader's own text nothing is chosen in the list, so that each of its texts can be."""
         self.text.value = text
         self._choice.value = next((choice for choice, listed in self._texts.items() if listed == text), None)
 

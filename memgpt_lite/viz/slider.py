@@ -1,6 +1,7 @@
 """Sliders that choose a picture, by mouse or by keyboard.
 
-The browser's own slider: that of ipywidgets has no name that a screen reader could say, and tells it the number of a stop, not its label.
+They are the browser's own: those of ipywidgets have no name that a screen reader could say, and tell it the number of a stop, not
+its label.
 """
 
 import html
@@ -79,7 +80,8 @@ def slider(draw: Callable[[int], Picture], labels: Sequence[str]) -> widgets.VBo
 def sliders(draw: Callable[..., Picture], **stops: Sequence) -> widgets.VBox:
     """A slider for each keyword, with a stop for each of its values, above the picture that `draw(keyword=value, …)` makes of those chosen.
 
-    Each begins at its middle stop. The picture carries its alternative text; where no widget can run, that of the middle stops stands.
+    Each begins at its middle stop. The picture carries its alternative text; where no widget can run, that of the middle
+    stops is shown.
     Raises `ValueError` for a slider without stops, or none at all.
     """
     if not stops or not all(map(len, stops.values())):
