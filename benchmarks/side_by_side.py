@@ -653,12 +653,6 @@ def best(values: list[float | None], largest: bool = True) -> float | None:
     return (max if largest else min)(there) if there else None
 
 
-def spread(values: list[float], form: str) -> str:
-    """The median and, of several, the range."""
-    text = format(statistics.median(values), form)
-    return text if len(values) == 1 else f"{text} ({format(min(values), form)}–{format(max(values), form)})"
-
-
 class Column(NamedTuple):
     """value: case → number, or None where there is none; form: as `format` takes it; largest: whether that is the best, None: neither is.
 
@@ -669,6 +663,17 @@ class Column(NamedTuple):
     form: str
     largest: bool | None = True
     least: float = -math.inf
+
+
+def summary(cases: list[dict], column: Column) -> str:
+    """The median over the cases and, if they differ, the range; how many of them have a value, if not all; – if none has."""
+    values = [value for value in map(column.value, cases) if value is not None]
+    if not values:
+        return "–"
+    text, *ends = (format(value, column.form) for value in (statistics.median(values), min(values), max(values)))
+    if ends[0] != ends[1]:
+        text += f" ({'–'.join(ends)})"
+    return text if len(values) == len(cases) else f"{text}, {len(values)} of {len(cases)}"
 
 
 def _at(times: int, key: str, scale: float = 1) -> Callable[[dict], float | None]:
@@ -712,11 +717,7 @@ def table(groups: dict[str, list[dict]], columns: list[Column]) -> list[str]:
     for system, cases in groups.items():
         cells = []
         for i, column in enumerate(columns):
-            values = [v for v in map(column.value, cases) if v is not None]
-            text = spread(values, column.form) if values else "–"
-            if 0 < len(values) < len(cases):
-                text += f", {len(values)} of {len(cases)}"
-            whole = medians[system][i]
+            text, whole = summary(cases, column), medians[system][i]
             known = None not in (whole, best_of[i]) and whole > column.least
             cells.append(f"**{text}**" if known and format(whole, column.form) == format(best_of[i], column.form) else text)
         lines.append(f"| {SYSTEMS[system].name} | {len(cases)} | " + " | ".join(cells) + " |")

@@ -26,7 +26,7 @@ from ..viz.figures import Picture
 
 SECONDS = 20  # for an attempt on all inputs together; one that still runs after that is taken never to end
 NAMING = 5  # at most so many of these for finding out which mistake it is
-FEW = 12  # an argument with more numbers is shown by its shape alone; a result, from four times as many on, by its mean
+FEW = 12  # an argument with more numbers is shown by its shape alone, a result with over four times as many by its mean
 MARKED = re.compile(r"`([^`\n]+)`|(?<![\w*])\*(\S(?:[^*\n]*\S)?)\*(?![\w*])")  # `code`, *stressed*
 MEANINGS = {  # a part of PyTorch's error message, and what it means here
     "leaf Variable that requires grad": "an argument is changed in place (+=, *=, x[…] = …): whoever passed it in still needs it, and so does the "
@@ -220,7 +220,7 @@ def _compare(exercise: Exercise, yours: _Run, right: _Run) -> str | None:
         raised = f"your function raised {type(yours.error).__name__}: {yours.error}"
         return next((means for part, means in MEANINGS.items() if part in str(yours.error)), raised)
     if yours.value is None or yours.value is ...:
-        return f"your function returned {yours.value}, but {_show(right.value)} was expected: is a return missing on one of its paths?"
+        return f"your function returned {yours.value}, but {_show(right.value)} was expected: is a return missing on some path?"
     differs = _difference(yours.value, right.value, exercise.tolerance)
     if differs:
         return differs
@@ -314,7 +314,7 @@ def _same(one: Any, two: Any, tolerance: float) -> bool:
 
 
 def _switches(module: torch.nn.Module) -> list[dict[str, Any]]:
-    """What besides its parameters decides what a module does, part by part: which names are set, flags, numbers, how many hooks."""
+    """What besides its parameters decides what a module does, part by part: names set, flags, numbers, how many hooks."""
     return [
         {
             name: value if isinstance(value, bool | int | float | str) else len(value) if name.endswith("_hooks") else None

@@ -85,7 +85,7 @@ DECODE = Exercise(
     ),
     hints=(
         "Three steps: the letters of all tokens, the byte of each letter, the text. Which of them may be done token by token, and which may not?",
-        "A character's bytes may lie in several tokens. Collect the bytes of all tokens first, make one object of them with `bytes([…])`, and "
+        "A character's bytes may lie in several tokens. Collect the bytes of all tokens first, make one `bytes([…])` of them, and "
         "decode once.",
     ),
     notice="It decodes once, at the very end. Until then there are bytes and no characters, so it cannot matter where the tokenizer cut.",
@@ -227,7 +227,7 @@ SHIFT = Exercise(
         ),
         Mistake(
             lambda labels, mask, segment_length: nothing_from_padding(labels.roll(-1, 1), mask),
-            "torch.roll moves in a circle and asks the last position for the first token. Nothing follows that position, so it gets −100.",
+            "torch.roll moves in a circle and asks the last position for the first token. Where nothing follows, put −100.",
         ),
         Mistake(
             lambda labels, mask, segment_length: labels.roll(-1, 1),
@@ -235,7 +235,7 @@ SHIFT = Exercise(
         ),
         Mistake(
             by_segment,
-            "each segment is shifted by itself, so its last position is asked nothing. But it must predict the first token of the next segment.",
+            "each segment is shifted by itself, so its last position is asked nothing. But it must predict the next segment's first token.",
         ),
         Mistake(
             lambda labels, mask, segment_length: F.pad(labels[:, 1:], (0, 1), value=-100),

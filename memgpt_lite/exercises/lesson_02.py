@@ -57,7 +57,7 @@ SPREAD = Exercise(
         ),
         Mistake(
             lambda memory: pairs(memory).norm(dim=-1).mean((1, 2)),
-            "that is the mean distance, each slot's distance to itself included. A single pair that is apart must show: take the largest.",
+            "that is the mean distance, each slot's distance to itself included. One pair that is apart must show: take the largest.",
         ),
         Mistake(
             lambda memory: (memory - memory[:, :1]).norm(dim=-1).amax(1),
@@ -79,7 +79,7 @@ SPREAD = Exercise(
     hints=(
         "The distance between two vectors is the norm of their difference. How do you get all M × M differences without a loop?",
         "`memory[:, :, None] - memory[:, None, :]` has shape (B, M, M, D): every slot minus every other.",
-        "`.norm(dim=-1)` turns them into distances, (B, M, M); then take the largest over the last two dimensions, `.amax(dim=(1, 2))`.",
+        "`.norm(dim=-1)` turns them into distances, (B, M, M); take the largest over the last two dimensions, `.amax(dim=(1, 2))`.",
     ),
     notice="Two slots that are equal give exactly 0 here. `torch.cdist` does the same in one call, but for many slots it multiplies matrices, and then equal "
     "slots may seem a little apart.",
@@ -141,7 +141,7 @@ ORTHOGONAL = Exercise(
         Mistake(lambda normal: orthogonal(normal) / normal.size(-1) ** 0.5, "the norms are 1: scale the slots to √D at the end."),
         Mistake(
             lambda normal: gram_schmidt(normal, against=lambda made, _: made, scale=normal.size(1) ** 0.5),
-            "the slots are scaled by √M, but the norm of a normal slot grows as √D, with its dimensions and not with the number of slots.",
+            "scaled by √M. The norm of a normal slot grows as √D, with its dimensions, not with the number of slots.",
         ),
         Mistake(
             lambda normal: gram_schmidt(normal, against=lambda made, _: []),
@@ -157,7 +157,7 @@ ORTHOGONAL = Exercise(
         ),
         Mistake(
             not_normalised_in_between,
-            "(row · earlier) · earlier is what the two share only if `earlier` has norm 1: divide each row by its norm before the next one needs it.",
+            "(row · earlier) · earlier is what the two share only if `earlier` has norm 1: divide each row by its norm before the next needs it.",
         ),
         Mistake(
             lambda normal: gram_schmidt(normal, against=lambda made, _: [earlier[:1] for earlier in made]),
@@ -165,7 +165,7 @@ ORTHOGONAL = Exercise(
         ),
         Mistake(
             lambda normal: torch.linalg.qr(normal.mT).Q.mT * normal.size(-1) ** 0.5,
-            "angles and norms are right, but some slots are turned around: QR chooses signs of its own. Multiply by the sign of R's diagonal, "
+            "angles and norms fit, but some slots are turned around: QR chooses signs of its own. Multiply by the sign of R's diagonal, "
             "so that each slot points to the side to which its draw pointed.",
         ),
         Mistake(
@@ -175,10 +175,10 @@ ORTHOGONAL = Exercise(
     ),
     hints=(
         "Take the loop of section 3. A row is now (B, D), one vector for each text: what must `row @ earlier` become?",
-        "`(row * earlier).sum(-1, keepdim=True)` is the dot product text by text, (B, 1), `row.norm(dim=-1, keepdim=True)` is the norm.",
+        "`(row * earlier).sum(-1, keepdim=True)` is the dot product text by text, (B, 1); `row.norm(dim=-1, keepdim=True)` is the norm.",
         "`normal.unbind(dim=1)` gives the M rows one after the other. At the end `torch.stack(directions, dim=1)`, times √D.",
     ),
-    notice="The loop runs over slots; all texts go through it side by side. `ml.initial_memory` leaves this to `torch.linalg.qr`, which rounds less, and turns the "
+    notice="The loop runs over slots; all texts go through it together. `ml.initial_memory` leaves this to `torch.linalg.qr`, which rounds less, and turns the "
     "signs so that the two agree (for fewer slots than dimensions; with as many, it makes the columns orthogonal, and thereby the rows).",
 )
 
@@ -303,8 +303,8 @@ ALIKE = Exercise(
         "atol=1e-4)`.",
         "One order may miss a rule: moved on by one or back to front, neighbours stay neighbours. Try several, or one that mixes all slots up.",
     ),
-    notice="Two orders are enough for any number of slots: every shuffle is made of “swap the first two” and “move all on by one”. (On one memory, drawn at random, this "
-    "is a test, not a proof.)",
+    notice="Two orders suffice for any number of slots: every shuffle can be made of “swap the first two” and “move all on by one”. (On one memory, drawn at random, "
+    "this is a test, not a proof.)",
 )
 
 
@@ -330,7 +330,7 @@ TWO_KINDS = Exercise(
         Mistake(100, "a segment changes every slot of a kind in the same way: the number of kinds cannot grow with the text."),
         Mistake(
             4,
-            "the two kinds do not mix: a slot sees the tokens and itself, no other slot. Even if it saw others, equal slots would see the same.",
+            "the two kinds do not mix: a slot sees only the tokens and itself. Even if it saw others, equal slots would see the same.",
         ),
     ),
     hints=(

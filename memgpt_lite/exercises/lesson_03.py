@@ -119,7 +119,7 @@ ATTENTION = Exercise(
         ),
         Mistake(
             attention_with(lambda q, k, v: shares_from(scaled(q, k), diagonal=0) @ v),
-            "the mask is off by one: a position must see itself. The first one has nothing else to look at, so its row has become NaN.",
+            "the mask is off by one: a position must see itself. The first has nothing else to see: its row has become NaN.",
         ),
         Mistake(
             attention_with(mask_after_softmax),
@@ -152,7 +152,7 @@ ATTENTION = Exercise(
         "`scores = q @ k.mT / q.size(-1) ** 0.5`, hide `torch.ones(L, L).triu(1).bool()` with −∞, softmax over the last dimension, times v; then "
         "`.transpose(1, 2).flatten(2)`.",
     ),
-    notice="No loop is left: batch and heads are two more dimensions, and the two matrix products and the softmax run over them by themselves. "
+    notice="No loop is left: batch and heads are two more dimensions, and both matrix products and the softmax run over them by themselves. "
     "PyTorch's `scaled_dot_product_attention` does the lines in the middle in one call.",
 )
 
@@ -191,7 +191,7 @@ CONTEXT = Exercise(
         ),
         Mistake(
             lambda hidden, logits, E, W: hidden + logits.softmax(-1) @ E @ W,
-            "W is the wrong way round: W e for a vector e becomes e @ W.T for rows, as in nn.Linear. (Both fit, since W is square.)",
+            "W is the wrong way round: W e for a vector e becomes e @ W.T for rows, as in nn.Linear. (Both fit, as W is square.)",
         ),
         Mistake(
             lambda hidden, logits, E, W: logits.softmax(-1) @ E @ W.T,
@@ -207,7 +207,7 @@ CONTEXT = Exercise(
         ),
         Mistake(
             lambda hidden, logits, E, W: hidden + E[logits.argmax(-1)] @ W.T,
-            "only the likeliest token counts here. The mean runs over all tokens, each weighted by its probability (and argmax has no gradient).",
+            "only the likeliest token counts here. The mean is over all, weighted by probability (and argmax has no gradient).",
         ),
         Mistake(
             lambda hidden, logits, E, W: context(hidden, logits.detach(), E, W),
@@ -215,7 +215,7 @@ CONTEXT = Exercise(
         ),
     ),
     hints=(
-        "Begin with the sum: a mean of V vectors, weighted by V probabilities. Which shapes do they have, and which product computes it?",
+        "Begin with the sum: a mean of V vectors, weighted by V probabilities. Which shapes do they have, and which product is it?",
         "`logits.softmax(-1) @ E` is (B, L, V) @ (V, D). A row e times W is `e @ W.T`.",
     ),
     notice="The sum over the vocabulary is one matrix product. It is soft: a model that wavers between two places writes a bit of both, and the gradient "
@@ -261,7 +261,7 @@ SHARE_RIGHT = Exercise(
         Mistake(compare, "nothing is shifted: the answer of position t belongs to label t + 1."),
         Mistake(
             lambda logits, labels: compare(logits[:, 1:], labels[:, :-1]),
-            "shifted the wrong way: position t answers for label t + 1, so logits lose their last position and labels their first.",
+            "shifted the wrong way: compare position t with label t + 1, so logits lose their last position and labels their first.",
         ),
         Mistake(
             lambda logits, labels: compare(logits, labels.roll(-1, 1)),
@@ -293,7 +293,7 @@ SHARE_RIGHT = Exercise(
         "Compare `logits[:, :-1].argmax(-1)` with `labels[:, 1:]`: the last position's answer would lie outside the text.",
         "Of the result, (B, T − 1) truth values, take those where the label is not −100: `right[asked].float().mean()`.",
     ),
-    notice="Both are cut, logits at the end and labels at the start, and only then compared. Indexing by truth values puts all questions into one long row, "
+    notice="Both are cut, logits at the end and labels at the start, and only then compared. Indexing by truth values puts all questions in one long row, "
     "so that each counts alike.",
 )
 
@@ -357,7 +357,7 @@ BLINDFOLD = Exercise(
     mistakes=(
         Mistake(
             left_at_zero,
-            "the right logits, but the model is left blind: put back what you changed, weights or a switch. (If you did: your copy was a view, which becomes 0 too; a .clone() does not.)",
+            "the right logits, but the model is left blind: put back what you changed, weights or a switch. (If you did: a view becomes 0 with its parameter, a .clone() does not.)",
         ),
         Mistake(
             lambda model, block_number, ids: blindfold(
@@ -387,14 +387,14 @@ BLINDFOLD = Exercise(
         ),
         Mistake(
             lambda model, block_number, ids: model(ids).logits,
-            "these are the logits of the whole model: nothing was 0 while it ran. (A hook on c_proj is not called here: the block computes with its weights directly.)",
+            "these are the logits of the whole model: nothing was 0 while it ran. (A hook on c_proj is not called: the block computes with its weights directly.)",
         ),
     ),
     hints=(
-        "Three steps: keep a copy of the parameters, set them to 0 and run the model, put the copy back. What are `c_proj`'s two parameters?",
-        "A view is not a copy: `saved = [p.clone() for p in c_proj.parameters()]`. Then `p.zero_()` for each, and in the end `p.copy_(before)`.",
+        "Three steps: copy the parameters, set them to 0 and run the model, put the copy back. Which two parameters does `c_proj` have?",
+        "A view is no copy: `saved = [p.clone() for p in c_proj.parameters()]`. Then `p.zero_()` for each, and in the end `p.copy_(before)`.",
     ),
-    notice="The logits are computed before the weights are put back, and returned afterwards. Such an intervention says more than a picture of shares: what is read "
+    notice="The logits are computed before the weights are put back, and returned last. Such an intervention says more than a picture of shares: what is read "
     "need not be used.",
 )
 
@@ -416,15 +416,13 @@ REACH = Exercise(
         Mistake(
             40, "nothing before token 20 can change: the mask hides it within the segment, and the memory only goes forward."
         ),
-        Mistake(
-            8, "those are the positions of the third segment, which the memory reaches. Token 20's own segment has some as well."
-        ),
+        Mistake(8, "those are the positions of the third segment, which the memory reaches. Token 20's segment has some too."),
     ),
     hints=(
         "Three segments: positions 0–15, 16–31, 32–39. In which one is token 20, and which positions there may look at it?",
         "After its segment, the memory has taken it in. Who reads the memory?",
     ),
-    notice="Positions 20 to 39: in its own segment by self-attention, in the next by way of the memory. “At most”, because the slots may have taken nothing of it, and then "
+    notice="Positions 20 to 39: in its own segment by self-attention, in the next by way of the memory. “At most”: the slots may have taken nothing of it, and then "
     "the third segment is the same to the last bit.",
 )
 

@@ -68,7 +68,7 @@ SPARSEMAX = Exercise(
         ),
         Mistake(
             without_the_clamp,
-            "it sums to 1, but some shares are negative: cut them off at 0, and find τ only from the scores whose shares stay above 0.",
+            "it sums to 1, but some shares are negative: cut them off at 0, and find τ only from the scores that end above 0.",
         ),
         Mistake(threshold_from_all, "τ is computed from all scores, also from those that end at 0: only those above τ count."),
         Mistake(
@@ -89,10 +89,10 @@ SPARSEMAX = Exercise(
         Mistake(in_place, "the scores that were passed in have changed: write z = z - …, not z -= …"),
     ),
     hints=(
-        "Sort the scores of each row, the highest first. If the k highest are to keep a share, what must τ be for these shares to sum to 1?",
+        "Sort the scores of each row, the highest first. If only the k highest get shares, what must τ be for these to sum to 1?",
         "τ(k) = (z₍₁₎ + … + z₍ₖ₎ − 1) / k. The right k is the greatest for which z₍ₖ₎ is still above its own τ(k).",
         "`ordered = scores.sort(-1, descending=True).values`, `total = ordered.cumsum(-1)`, `rank = torch.arange(1, N + 1)`; then "
-        "`support = (1 + rank * ordered > total).sum(-1, keepdim=True)`, and `total.gather(-1, support - 1)` is the sum of the scores that stay.",
+        "`support = (1 + rank * ordered > total).sum(-1, keepdim=True)`, and `total.gather(-1, support - 1)` is the sum of those.",
     ),
     notice="The highest score is subtracted first. This changes nothing but the rounding: the winner is then exactly 0, and 0 − (−1) is *exactly* 1. "
     "Half precision is computed in float32, since many small roundings would add up to a row that sums to 0.98.",
@@ -183,7 +183,7 @@ UPDATE = Exercise(
         Mistake(no_square_root, "the scores are not divided by √D. With wide vectors they grow, and one token takes all."),
         Mistake(
             wrong_axis,
-            "the shares are taken over the wrong axis: each *slot* has a row of shares, over keep and the tokens, that must sum to 1.",
+            "the shares are taken over the wrong axis: each *slot* has a row of shares, over keep and tokens, that must sum to 1.",
         ),
         Mistake(keep_left_out, "the keep column is left out of the new slot: what a slot keeps of itself is missing."),
         Mistake(keep_beside, "the slot is kept whole, whatever its keep share says: multiply it by its share."),

@@ -53,7 +53,7 @@ SOFTMAX_BACKWARD = Exercise(
         ),
         Mistake(
             lambda p, g: g - g.mean(-1, keepdim=True),
-            "this is the rule of sparsemax, with all scores in the support: softmax weighs by p, both in the mean and outside it.",
+            "this is the rule of sparsemax, with all scores in the support: softmax weighs by p, in the mean and outside it.",
         ),
         Mistake(lambda p, g: p * (g - g.mean(-1, keepdim=True)), "the mean that is subtracted must be weighted by p: Σ gᵢpᵢ."),
         Mistake(
@@ -75,7 +75,7 @@ SOFTMAX_BACKWARD = Exercise(
         "Σᵢ gᵢ pᵢ ([i=j] − pⱼ) = pⱼ (gⱼ − Σᵢ gᵢpᵢ). Sparsemax subtracts a mean over the support; softmax one that is weighted by p.",
         "`(g * p).sum(-1, keepdim=True)` is that mean, of each row.",
     ),
-    notice="p is never exactly 0, so a score is without a gradient only if its g is exactly the weighted mean. And the gradients of a row sum to 0, as "
+    notice="p is never exactly 0, so a score has no gradient only if its g is exactly the weighted mean. And a row's gradients sum to 0, as "
     "with sparsemax: raise all scores alike, and no share changes.",
 )
 
@@ -90,9 +90,7 @@ def gate_backward(m: Tensor, c: Tensor, z: Tensor, g: Tensor) -> tuple[Tensor, T
 
 def gates_of_all_kinds(generator: Generator) -> Iterator[tuple[Tensor, ...]]:
     yield tuple(torch.tensor([x]) for x in (3.0, 1.0, 0.0, 1.0))  # a gate of one half
-    yield tuple(
-        torch.tensor([x], dtype=torch.float64) for x in (2.0, 2.0, 1.0, -1.0)
-    )  # old and new are equal: the gate does not matter
+    yield tuple(torch.tensor([x], dtype=torch.float64) for x in (2.0, 2.0, 1.0, -1.0))  # old = new: the gate does not matter
     yield tuple(torch.tensor(x) for x in ([1.0, 1.0], [5.0, 5.0], [40.0, -40.0], [1.0, 2.0]))  # open, and closed, for good
     for shape, dtype in (((4,), torch.float32), ((3, 5), torch.float64), ((2, 3, 4), torch.float32)):
         yield tuple(torch.randn(shape, generator=generator, dtype=dtype) for _ in range(4))
@@ -159,7 +157,7 @@ GATE_BACKWARD = Exercise(
         "`a = torch.sigmoid(z)`, and the three are `a * g`, `(1 - a) * g` and `g * (m - c) * a * (1 - a)`.",
     ),
     notice="The gradient at the gate has the factor a (1 − a): at most 1/4, nearly 0 where the gate is wide open or shut. And the factor m − c: where "
-    "old and new are alike, the gate learns nothing. In a slot of the library z and c are computed from m as well, so all three gradients come back to m.",
+    "old and new are alike, the gate learns nothing. In a slot of the library z and c are computed from m as well, so all three come back to m.",
 )
 
 
@@ -332,7 +330,7 @@ REPLAY = Exercise(
         ),
         Mistake(
             replay_wrongly(own_state=False),
-            "the second reading draws new random numbers: keep torch.get_rng_state() before each first reading, and set it before the second.",
+            "the second reading draws afresh: keep torch.get_rng_state() before each first reading, and set it before the second.",
         ),
         Mistake(
             replay_wrongly(late=True),
@@ -352,7 +350,7 @@ REPLAY = Exercise(
         ),
         Mistake(
             replay_wrongly(whole_count=False),
-            "each segment's loss is divided by its own number of labels: pass num_items_in_batch, the labels in the whole text.",
+            "each segment's loss is divided by its own number of labels: pass num_items_in_batch, that of the whole text.",
         ),
         Mistake(
             replay_wrongly(border=False),
@@ -381,8 +379,7 @@ TAUGHT = Exercise(
     solution=1,
     mistakes=(
         Mistake(
-            21,
-            "these are all later segments, 11 to 31, as if nothing were cut. With k = 4 the cuts are before segments 28, 24, 20, …",
+            21, "these are all segments after it, 11 to 31, as if nothing were cut. With k = 4 cuts are before 28, 24, 20, …"
         ),
         Mistake(4, "k is the length of a group, not the number of segments that follow. In which group is segment 10?"),
         Mistake(

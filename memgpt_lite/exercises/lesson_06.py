@@ -267,7 +267,7 @@ PROMOTION = Exercise(
         Mistake(promoted_wrongly(last=False), "there is no stage after the last one: its number is num_stages − 1."),
         Mistake(
             promoted_wrongly(next_step=False),
-            "the step that passes a stage still belongs to it: its documents were drawn before. The new stage begins with the next step.",
+            "the step that passes a stage still belongs to it: its documents were drawn before. The new stage begins at the next step.",
         ),
         Mistake(
             a_single_step_is_enough,
@@ -279,8 +279,8 @@ PROMOTION = Exercise(
         "Remember at which step the present stage began: the window is `accuracy[max(began, step + 1 - window) : step + 1]`, and must be full.",
         "Promotion: `len(recent) == window and sum(recent) / window >= promote_at`, and `stage + 1 < num_stages`. Then `began = step + 1`.",
     ),
-    notice="`ml.train` has the same rule, in `History.recent_accuracy`: a mean of the present stage alone, 0 while the window is not full. The window is a compromise: if short, "
-    "luck promotes; if long, every stage takes at least that many steps.",
+    notice="`ml.train` has the same rule, in `History.recent_accuracy`: a mean of the present stage alone, 0 while the window is not full. The window is a compromise: "
+    "if it is short, luck promotes; if it is long, every stage takes at least that many steps.",
     points=3,
 )
 
@@ -314,7 +314,7 @@ LOSS = Exercise(
         "Which probability does the model give to the right word, at each of the questions?",
         "The cross-entropy is the mean of −log y[right] over the labelled positions; here all are the same.",
     ),
-    notice="−ln(1/4) = 1.386 nats: e to the minus 1.386 is a quarter. A model that strikes off as well has only the mean of ln 4, ln 3, ln 2 and ln 1, which is 0.794.",
+    notice="−ln(1/4) = 1.386 nats: e to the minus 1.386 is a quarter. A model that strikes off too has only the mean of ln 4, ln 3, ln 2 and ln 1, which is 0.794.",
     points=1,
 )
 

@@ -208,8 +208,8 @@ SMALLEST = Exercise(
         "`for size in range(1, most + 1): for slots in combinations(range(num_slots), size): …` and `return list(slots)` at the first that changes "
         "the answer; `return []` at the end.",
     ),
-    notice="With 16 slots there are 560 sets of 3, and 12,870 of 8. That is why the library is greedy: it clears at most 16 sets, in the order of what each slot "
-    "can do alone, and calls its result “not always the smallest”.",
+    notice="With 16 slots there are 560 sets of 3, and 12,870 of 8. That is why the library is greedy: for `together` it clears at most 16 sets, in the order of what each slot "
+    "can do alone, and its docstring says “not always the smallest”.",
 )
 
 
@@ -232,9 +232,9 @@ NECESSARY = Exercise(
         "A slot is necessary if the answer falls when it is cleared, *in the memory as it is then*.",
         "As long as two sufficient slots are left, either can go.",
     ),
-    notice="Of Ada's four copies three have to go, whichever they are. Then the fourth is necessary, although nothing in it has changed: that depends on the other "
-    "slots. More depends on them than you might think: try Gus, where clearing two of four makes both that are left necessary. *Sufficient* is measured with all other slots "
-    "cleared; when those are there, they speak for other places.",
+    notice="Of Ada's four copies three must go, whichever they are. Then the fourth is necessary, although nothing in it has changed: that depends on the other "
+    "slots. More depends on them than you might think: try Gus, where clearing two of four makes both that are left necessary. *Sufficient* is measured with "
+    "all other slots cleared; when those are there, they speak for other places.",
     points=1,
 )
 

@@ -1,4 +1,4 @@
-"""The exercises of notebook 08, text generation: bits per character, a cache of the recent past, what comes back, and how often by chance."""
+"""The exercises of notebook 08, text generation: bits per character, a cache, what comes back and what would by chance."""
 
 import math
 from collections.abc import Iterator
@@ -78,7 +78,7 @@ BITS = Exercise(
         "`logits[:-1].log_softmax(-1)`, and of each row the entry of the token that follows (`gather`). Sum, and change the sign.",
         "`bits / lengths[input_ids[1:]].sum()`, with bits = −sum / ln 2.",
     ),
-    notice="Sums are divided, not means: so the number says how many bits a character takes up in a file of the text, compressed with "
+    notice="Sums are divided, not means: so the number says how many bits a character takes in a file of the text, compressed with "
     "this model's predictions (Shannon 1951). However the text is cut into tokens, its characters are the same.",
 )
 
@@ -189,7 +189,7 @@ RETURNS = Exercise(
         ),
         Mistake(
             lambda texts, given: (_back(texts, given), _share(_share(name in text for text in texts) for name in given)),
-            "the base rate must leave out the texts that were given the same name: what came back would raise the rate that it is compared with.",
+            "the base rate must leave out the texts that were given the same name: what came back would raise the rate it is compared with.",
         ),
         Mistake(
             lambda texts, given: (
@@ -208,8 +208,8 @@ RETURNS = Exercise(
         Mistake(lambda texts, given: comes_back(texts, given)[::-1], "the two rates are the wrong way round."),
     ),
     hints=(
-        "For the first rate look in each text for its own name. For the second, look for the same name in all texts that were given *another* one.",
-        "For each text a share: of the texts with another name, how many have this text's name in them? The base rate is the mean of these shares.",
+        "For the first rate look in each text for its own name. For the second, look for that name in all texts that were given *another* one.",
+        "For each text a share: of the texts with another name, how many hold this text's name? The base rate is the mean of these shares.",
         "`others = [name in text for text, own in zip(texts, given) if own != name]`, and `sum(others) / len(others)`, for each name in `given`.",
     ),
     notice="A name that is frequent in the book comes back whatever the prompt said. The difference between the two rates is what "
@@ -229,7 +229,7 @@ CONTEXT = Exercise(
         Mistake(16, "the last position of a segment sees 16. What does the first one see?"),
         Mistake(8, "nearly: half of 16; but the first position sees one token, itself, not none."),
         Mistake(7.5, "position t has t tokens before it, and sees itself too: every prediction rests on one token more."),
-        Mistake(15, "that is the most a token can have *before* it in its segment; the question is the mean."),
+        Mistake(15, "that is the most a token can have *before* it in its segment; the question asks for the mean."),
         Mistake(9, "the numbers are 1 to 16: what is their mean?"),
     ),
     hints=(

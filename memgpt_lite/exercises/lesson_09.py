@@ -114,7 +114,7 @@ TWO_SEGMENTS = Exercise(
         "First segment: the source and padding, all labels −100. Second: start, target, end, padding.",
         "Labels of the second segment: −100 for start, then the target and the end as they are, −100 for padding.",
     ),
-    notice="Nothing in this knows about translation. A document is two segments, and what is asked in the second can only be answered from the memory, "
+    notice="Nothing here knows about translation. A document is two segments, and what is asked in the second can only be answered from the memory, "
     "since the first is out of sight by then.",
 )
 
@@ -172,12 +172,12 @@ ALIGNMENT = Exercise(
         ),
     ),
     hints=(
-        "How much of what is read comes from slot 3, and how much of slot 3 is the fifth token? Multiply the two, and add over the slots.",
+        "How much of what is read comes from slot 3, and how much of slot 3 is the fifth token? Multiply, and add over the slots.",
         "First the mean over the heads, (T, M). Then a sum over M of two factors: which operation is that?",
         "A matrix product: `read.mean(0) @ shares`.",
     ),
-    notice="Both factors are rows of shares, so the product's rows sum to 1 again. The product is exact about what stands in the slots; it does not say "
-    "what the model then makes of it. Notebook 07 asks this, by clearing slots.",
+    notice="Both factors are rows of shares, so the product's rows sum to 1 again. The product is exact about what stands in the slots, "
+    "but it does not say what the model then makes of it. Notebook 07 asks this, by clearing slots.",
 )
 
 
@@ -265,7 +265,7 @@ CHARACTER_F = Exercise(
         ),
         Mistake(
             _not_clipped,
-            "an n-gram that is written five times and wanted once counts five times in yours: count it as often as it is in *both* texts, which is the smaller of the two counts.",
+            "an n-gram written five times and wanted once counts five times: count it as often as *both* texts have it, the smaller of the counts.",
         ),
         Mistake(
             lambda a, b, n, beta=2.0: character_f(a, b, n, 1.0),
@@ -281,7 +281,7 @@ CHARACTER_F = Exercise(
         Mistake(_one_gram_short, "the last n-gram is missing: a text of k characters has k − n + 1 of them."),
     ),
     hints=(
-        "Three parts: the n-grams of a text with their counts, how many the texts have in common, and the F-score of precision and recall.",
+        "Three parts: the n-grams of a text with their counts, how many both texts have, and the F-score of precision and recall.",
         "For two `Counter`s, `a & b` keeps the smaller of the two counts of each n-gram, and `.total()` adds them up.",
         "precision = common / those written, recall = common / those wanted, F = (1 + β²)·P·R / (β²·P + R), and 0 where nothing is common.",
     ),
@@ -307,7 +307,7 @@ SAME_FOR_ALL = Exercise(
         ),
         Mistake(
             2,
-            "the form is part of what is read: with the memory cleared, the model cannot know in which of the two forms the source was.",
+            "the form is part of what is read: after clearing, the model cannot know in which of the two forms the source was.",
         ),
         Mistake(500, "that is how many dates there are, but a cleared memory knows nothing of the date, whichever it was."),
         Mistake(1000, "all 1,000 sources are different, but nothing of them is left when the memory is cleared."),

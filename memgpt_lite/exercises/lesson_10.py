@@ -80,7 +80,7 @@ INFO_NCE = Exercise(
         ),
         Mistake(
             partner_left_out_below,
-            "the partner is missing among the scores that the softmax sums over: its own stands above *and* below the line of the fraction.",
+            "the partner is missing from the softmax's sum: its score stands above *and* below the line of the fraction.",
         ),
         Mistake(
             over_all_pairs, "this is one softmax over all N × N scores: each row needs one of its own, and so does each column."
@@ -143,7 +143,7 @@ RECIPROCAL_RANK = Exercise(
     mistakes=(
         Mistake(
             ties_for_free,
-            "a tie counts in the partner's favour: a model that gives all the same score would be perfect. Count those that are *as good*, too.",
+            "a tie counts in the partner's favour: equal scores for all would be perfect. Count those that are *as good*, too.",
         ),
         Mistake(
             lambda s, p: (rank_of(s, p) == 1).float().mean().item(),
@@ -166,15 +166,15 @@ RECIPROCAL_RANK = Exercise(
         ),
         Mistake(
             one_argsort,
-            "`argsort` says which candidate stands at a place, not at which place a candidate stands: count those that are better instead.",
+            "`argsort` gives the column at a place, not the place of a column: count those that are as good or better instead.",
         ),
     ),
     hints=(
-        "The rank of the partner is a count: how many candidates in its row score as much as the partner, or more? (The partner is one of them.)",
+        "The partner's rank is a count: how many in its row score as much or more? (The partner is one of them.)",
         "`scores.gather(1, partner[:, None])` is, for each row, the score of its partner: (N, 1).",
         "`rank = (scores >= own).sum(1)`, and then the mean of `1 / rank`, as a number (`.item()`).",
     ),
-    notice="The `>=` matters: TF-IDF gives exact zeros where two texts share no word, and with `>` a query that shares no word with any text would count as found.",
+    notice="Notice the `>=`: TF-IDF gives exact zeros where two texts share no word; with `>`, a query without any shared word would count as found.",
 )
 
 
@@ -253,7 +253,7 @@ BY_PAIRS = Exercise(
         Mistake(without_shares, "the shares do not occur in yours: a token that no slot took should add nothing."),
         Mistake(
             without_values,
-            "the values do not occur in yours: two tokens in the same slot should add the dot product of their values, which may be negative.",
+            "the values do not occur in yours: tokens in one slot add the dot product of their values, which may be negative.",
         ),
         Mistake(to_sum_one, "the table is made to sum to 1: it should sum to the score."),
         Mistake(
@@ -261,7 +261,7 @@ BY_PAIRS = Exercise(
         ),
         Mistake(
             slot_by_slot,
-            "each slot has its own length here: the embedding is all slots in one vector, so there is one length for all of them, `m.norm()`.",
+            "each slot has its own length here: the embedding is all slots in one vector, so it has one length, `m.norm()`.",
         ),
     ),
     hints=(
@@ -298,7 +298,7 @@ GUESSER = Exercise(
         "Every rank from 1 to 100 is equally likely: what is the mean of 1, ½, ⅓, …, 1/100?",
         "1 + ½ + ⅓ + … + 1/n is about ln n + 0.58.",
     ),
-    notice="5.19: the guesser has a top-1 of 1% and a mean reciprocal rank of 0.052. So the scale of an MRR begins at 0.05 here, not at 0.",
+    notice="5.19: the guesser has a top-1 of 1% and a mean reciprocal rank of 0.052. So an MRR begins at 0.05 here, not at 0.",
     points=1,
 )
 

@@ -3,6 +3,7 @@
 import statistics
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Generator
@@ -93,7 +94,7 @@ ROUGE_L = Exercise(
         ),
         Mistake(
             _greedy,
-            "each word takes the first place that it finds, and may spoil a longer match: for every pair of beginnings keep the best length, with the word or without it.",
+            "each word takes the first place it finds, and may spoil a longer match: for every pair of beginnings keep the best length, with the word or without it.",
         ),
         Mistake(
             lambda a, b: _longest_common_subsequence(a, b) / max(1, len(a)),
@@ -109,12 +110,12 @@ ROUGE_L = Exercise(
         ),
         Mistake(
             lambda a, b: rouge_l(a[:-1], b[:-1]) if len(a) > 1 and len(b) > 1 else rouge_l(a, b),
-            "the last words are left out: the table needs a row or a column for each word, and one more of each for the empty beginning.",
+            "the last words are left out: the table needs a row and a column for each word, and one more for the empty beginning.",
         ),
     ),
     hints=(
         "Ask about beginnings first: how long is the longest common subsequence of the first i words of one and the first k of the other?",
-        "If word i equals word k, it is one more than for i − 1 and k − 1. If not, it is the better of (i − 1, k) and (i, k − 1).",
+        "If word i equals word k, it is one more than for i − 1 and k − 1. If not, take the better of (i − 1, k) and (i, k − 1).",
         "A table of (len(written) + 1) × (len(wanted) + 1) numbers, the first row and column 0. Its last number, divided by the two lengths, gives precision and recall.",
     ),
     notice="Only the row above is ever looked at, so one row is kept. `2·P·R / (P + R)` is twice the common length over the sum of both lengths.",
@@ -174,9 +175,9 @@ def _as_many_groups(groups, least):
     return _split_by(groups, list(dict.fromkeys(groups))[:least])
 
 
-def _alphabetical(groups, least):
+def _by_name(groups, least, reverse):
     chosen: list[str] = []
-    for group in sorted(set(groups), reverse=True):
+    for group in sorted(set(groups), reverse=reverse):
         if sum(groups.count(other) for other in chosen) >= least:
             break
         chosen.append(group)
@@ -209,7 +210,10 @@ HOLD_OUT = Exercise(
         Mistake(_never_more, "too few records: take whole groups until there are *at least* as many as asked for."),
         Mistake(_one_too_many, "one group too many: stop as soon as there are as many records as asked for."),
         Mistake(_as_many_groups, "`least` counts records, not groups."),
-        Mistake(_alphabetical, "the groups are to be taken in the order in which they first appear."),
+        *(
+            Mistake(partial(_by_name, reverse=reverse), "the groups are to be taken in the order in which they first appear.")
+            for reverse in (False, True)
+        ),
         Mistake(
             lambda groups, least: hold_out(groups, least)[::-1],
             "the two lists are exchanged: those held out come first.",
@@ -218,7 +222,7 @@ HOLD_OUT = Exercise(
     hints=(
         "First decide which groups are held out, then go through the records once more.",
         "`dict.fromkeys(groups)` has each group once, in the order in which they first appear; `groups.count(group)` is how many records it has.",
-        "Add groups to a set until they have at least `least` records; then make two lists of indices: those whose group is in the set, and the others.",
+        "Add groups to a set until it covers at least `least` records; then make two lists of indices: those whose group is in the set, and the others.",
     ),
     notice="The split takes a whole group or none of it, so it can only promise *at least*. A large group may make the held-out part much larger; "
     "shuffling the groups first makes it a fair draw.",
@@ -278,7 +282,7 @@ LEAD = Exercise(
         ),
         Mistake(
             lambda body, summaries: " ".join(body.split(" ")[: int(statistics.median(_lengths(summaries)))]),
-            'split(" ") makes empty words where two spaces or a line\'s end are: use split().',
+            'split(" ") makes an empty word between two spaces, and does not split at the end of a line: use split().',
         ),
         Mistake(
             lambda body, summaries: " ".join(body.split()[-int(statistics.median(_lengths(summaries))) :]),

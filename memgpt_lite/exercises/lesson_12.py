@@ -185,7 +185,7 @@ BY_DEPTH = Exercise(
         "`band = (depth * bands).long().clamp(max=bands - 1)`; the clamp is for depth 1.",
         "`right[band == i].float().mean()` is the share of right answers in band i.",
     ),
-    notice="`clamp` puts the one depth that would open a band of its own, 1, into the last band. A band without a question gives `nan`, and that is right: "
+    notice="`clamp` puts depth 1, which would open a band of its own, into the last. A band without a question gives `nan`, and that is right: "
     "nothing was measured there.",
 )
 
@@ -274,15 +274,15 @@ IN_THE_WINDOW = Exercise(
         Mistake(
             6.25, "this is what guessing one of 16 places gives, without any window: how much of the text does the window hold?"
         ),
-        Mistake(1.6, "the window holds tokens, not statements: 128 of them."),
+        Mistake(1.6, "the window holds 128 tokens, however many statements these are: count tokens."),
         Mistake(87.7, "this is the part that the model does *not* see."),
         Mistake(100.0, "most of the text lies before the window when the question comes."),
     ),
     hints=(
         "How many tokens of the text are still in the window when the question has been read?",
-        "128 − 5 = 123 of the 1,000 tokens are still in the window, and a statement is equally likely to stand anywhere in the 1,000.",
+        "128 − 5 = 123 of the 1,000 tokens are in the window; a statement is equally likely to stand anywhere in the 1,000.",
     ),
-    notice="(128 − 5) / 1,000 = 12.3%. What guessing adds comes on top. A window twice as long sees twice as much, and costs twice the state; a text twice as "
+    notice="(128 − 5) / 1,000 = 12.3%. What guessing adds comes on top. A window twice as long sees about twice as much, and costs twice the state; a text twice as "
     "long halves the share.",
     points=1,
     tolerance=0.01,

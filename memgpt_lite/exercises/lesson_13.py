@@ -106,9 +106,7 @@ AT_MOST = Exercise(
             "half of 1 − confidence was set aside for the other side: here the question is only how *high* the rate may be.",
         ),
         Mistake(_normal, "this is the normal approximation: after no errors it says 0, as if nothing could ever go wrong."),
-        Mistake(
-            _fewer, "only *fewer* errors than were seen are counted: as many as were seen belong to them, `range(errors + 1)`."
-        ),
+        Mistake(_fewer, "only *fewer* errors than were seen are counted: count as many, too, `range(errors + 1)`."),
         Mistake(_exactly_so_many, "only *exactly* so many errors are counted: what must be unlikely is so few errors, or fewer."),
         Mistake(
             lambda errors, questions, confidence: 1 - error_at_most(errors, questions, confidence),
@@ -125,7 +123,7 @@ AT_MOST = Exercise(
         "At most k errors: the sum over i from 0 to k of `math.comb(n, i) * r**i * (1 - r) ** (n - i)`.",
         "Halve the interval from 0 to 1 fifty times: where so few errors are still more probable than 1 − confidence, the rate may be higher.",
     ),
-    notice="Where all answers are wrong, no case of its own is needed: at most n errors in n answers are certain at every rate, so the search ends at 1. "
+    notice="If all answers are wrong, no extra case is needed: at most n errors of n are certain at every rate, so the search ends at 1. "
     "For no errors the bound is 1 − (1 − confidence)^(1/n), which is nearly 3/n at 95%.",
     tolerance=1e-6,
 )
@@ -239,7 +237,7 @@ READ_AHEAD = Exercise(
                     max(1, _last_right(changed) + (not bool(changed.any()))),
                 )
             ),
-            "the segment that wrote is read again, with what it wrote already in the memory: it was read rightly the first time, so go on after it.",
+            "the segment that wrote is read again, after its own write: it was read rightly the first time, so go on after it.",
         ),
         Mistake(
             _ahead_by(lambda after, changed, memory: (memory, _last_right(changed) + 1)),
@@ -252,7 +250,7 @@ READ_AHEAD = Exercise(
                     i % len(after) + 1,
                 )
             ),
-            "you stop at the *last* segment of a call that wrote: those between the first that wrote and this one were read with an old memory.",
+            "you stop at the *last* segment of a call that wrote: those after the first were read with an old memory.",
         ),
         Mistake(_last_left, "the end of the text is not read: the last call may have fewer than `ahead` segments."),
         Mistake(_one_by_one, "every call reads one segment: pass up to `ahead` of them at once."),
@@ -261,10 +259,10 @@ READ_AHEAD = Exercise(
     hints=(
         "Read up to `ahead` segments from where you are. Which of the memories that come back can you trust?",
         "All up to and including the first that differs from the memory that you passed in: nothing was written before it.",
-        "`changed = (after != memory).flatten(1).any(-1)`; its first True, where there is one, is at `int(changed.long().argmax())`.",
+        "`changed = (after != memory).flatten(1).any(-1)`; its first True, if any, is at `int(changed.long().argmax())`.",
     ),
     notice="The comparison is exact, `!=` and no tolerance. A rule that changes every slot a little makes `changed` true at once, and each call "
-    "gets a single segment further. The library's version also reads fewer segments after a write and then twice as many each time, so that less is read in vain.",
+    "gets one segment further. The library also reads fewer segments after a write, then twice as many each time, so that less is read in vain.",
 )
 
 
@@ -369,7 +367,7 @@ NO_FALSE_WRITE = Exercise(
         Mistake(35.0, "this counts one chance of a false write for every *token*: there is one for every segment, of 16 tokens."),
         Mistake(6.3, "this is the share of texts that have one: the share without is asked for."),
         Mistake(100.0, "this is about the chance for one segment: there are 65,536 segments, and all must go well."),
-        Mistake(0.0, "rare is not never, but a text has far fewer than a million chances. How many?"),
+        Mistake(0.0, "a text has far fewer than a million chances of a false write. How many?"),
         Mistake(
             50.0,
             "whether one comes is not the toss of a coin: the chance of none is (1 − p) to the power of the number of segments.",

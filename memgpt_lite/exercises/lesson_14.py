@@ -64,7 +64,7 @@ COST = Exercise(
         "M queries, L keys and L values: (M + 2L) D². Then M × L scores, each a sum of D products.",
         "The mixture takes, for each of M slots and D dimensions, a sum over L tokens: L M D once more.",
     ),
-    notice="The first part hardly depends on M while M is below 2L: the keys and values of the tokens are computed once, however many slots there are. "
+    notice="The first part hardly depends on M while M is far below 2L: the tokens' keys and values are computed once, for any number of slots. "
     "The width enters squared.",
 )
 
@@ -128,7 +128,7 @@ FEWEST_SLOTS = Exercise(
             lambda facts, target, draws, guess: (
                 1 if facts == 1 else _searched(facts, target, draws, guess, held=lambda f, m, a: 1 - (1 / f) ** (a * m))
             ),
-            "1/F is the chance that a draw *takes* this fact; if no slot is to hold it, all draws have to *miss* it, each with the chance 1 − 1/F.",
+            "1/F is the chance that a draw *takes* this fact; it is lost if all draws *miss* it, each with the chance 1 − 1/F.",
         ),
         Mistake(
             lambda facts, target, draws, guess: max(
@@ -149,7 +149,7 @@ FEWEST_SLOTS = Exercise(
         "M = log(1 − held) / (draws · log(1 − 1/F)), rounded up, at least 1. One fact is a case of its own.",
     ),
     notice="Both logarithms are negative, so their quotient is positive. For many facts log(1 − 1/F) is near −1/F, so M is near "
-    "F · log(1 / (1 − held)) / draws: proportional to F, and each time that errors are to be ten times fewer, the same number of slots is added.",
+    "F · log(1 / (1 − held)) / draws: proportional to F, and each time you want ten times fewer errors, it costs the same again.",
 )
 
 
@@ -208,7 +208,7 @@ PARTICIPATION = Exercise(
         "(Σ_j p_j)² / Σ_j p_j², with both sums over the slots.",
         "Where the lower sum is 0, so is the upper one: put 1 in place of the lower one with `masked_fill`.",
     ),
-    notice="Multiplying all shares by the same number changes nothing, since it enters squared both above and below. Equal shares of n slots give exactly n; "
+    notice="Multiplying all shares by the same number changes nothing, since it enters squared above and below. Equal shares of n slots give exactly n; "
     "anything less equal gives less.",
 )
 
@@ -233,7 +233,7 @@ WIDTH_OR_NUMBER = Exercise(
         "Write (M + 2L) D² + 2LMD down for both, with L = 16.",
         "16 slots of 64: 48 · 4,096 + 32,768. 8 slots of 128: 40 · 16,384 + 32,768.",
     ),
-    notice="688,128 / 229,376 = 3.0. Wide slots cost more than many slots: the width enters squared, for every token, and it is the width of the whole model too.",
+    notice="688,128 / 229,376 = 3.0. Width costs more than number: it enters squared, for every token, and it is the width of the whole model too.",
     points=1,
     tolerance=0.01,
 )  # fmt: skip

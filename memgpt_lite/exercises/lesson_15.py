@@ -53,7 +53,7 @@ ERASE_ADD = Exercise(
         ),
         Mistake(
             lambda memory, address, erase, add: memory * (1 - erase) + address[:, None] * add,
-            "what is erased has to be weighed by the address: yours wipes every slot, even those that the token does not address.",
+            "what is erased has to be weighed by the address: yours wipes every slot, even those the token does not address.",
         ),
         Mistake(
             lambda memory, address, erase, add: (memory + address[:, None] * add) * (1 - address[:, None] * erase),
@@ -80,7 +80,7 @@ ERASE_ADD = Exercise(
         "`address[:, None]` is (M, 1). In each dimension slot j keeps the share 1 − w_j · erase.",
         "memory * (1 - w * erase) + w * add, with w = address[:, None].",
     ),
-    notice="An address of exactly 0 would leave a slot alone. Softmax never gives one, so every token wears every slot down a little.",
+    notice="An address of exactly 0 would leave a slot alone. Softmax never gives one: each token wears each slot down a little.",
 )
 
 
@@ -119,7 +119,7 @@ DELTA = Exercise(
         ),
         Mistake(
             lambda memory, key, value, step: memory + step * key[:, None] * (value - memory),
-            "each slot is drawn towards the value on its own. The memory *says* one vector, Σ_j k_j m_j, and it is this vector that is corrected.",
+            "each slot is drawn towards the value on its own. The memory *says* one vector, Σ_j k_j m_j, and this is corrected.",
         ),
         Mistake(
             lambda memory, key, value, step: memory + key[:, None] * (value - key @ memory),
@@ -131,7 +131,7 @@ DELTA = Exercise(
         ),
         Mistake(
             lambda memory, key, value, step: (1 - step) * memory + step * key[:, None] * value,
-            "every slot fades by the step, even those that the key does not point at: only what stands at the address should be replaced.",
+            "every slot fades by the step, even those the key does not point at: replace only what stands at the address.",
         ),
         Mistake(
             lambda memory, key, value, step: memory + step * (value - key @ memory),
@@ -229,8 +229,8 @@ HALF_LIFE = Exercise(
         "The slope of the least-squares line: Σ (n − n̄)(y − ȳ) / Σ (n − n̄)², with y = ln d.",
         "Half is left where slope · n = −ln 2. With a slope of 0 or above, nothing is lost: `math.inf`.",
     ),
-    notice="The half-life assumes that every segment takes away the same share. A queue loses all at once, and a memory that is kept exactly loses nothing: for "
-    "both, this one number says less than the curve.",
+    notice="The half-life assumes that every segment takes the same share. A queue loses all at once, and a memory kept exactly loses nothing: "
+    "for both, this one number says less than the curve.",
 )
 
 
