@@ -740,7 +740,7 @@ def report(results: dict) -> str:
     page += [
         "",
         "Median and, in brackets, the range over the seeds. Bold: the best median of a column; of accuracies only where guessing would hardly "
-        "reach it (three standard deviations); none for times and speeds, which hang on what else the machine did. Accuracy in per cent "
+        "reach it (three standard deviations); none for times and speeds, which depend on what else the machine did. Accuracy in per cent "
         "of the questions.",
     ]
     for task, description in TASKS.items():

@@ -393,7 +393,7 @@ def test_a_wrong_skip_is_refused_at_once(model, skip, with_memory):
         (
             [[1, 2]] * 4 + [[3, 4], [3]],
             ValueError,
-            r"^in tokens 4 to 5: the number of texts is not the same .* \[\(2,\), \(1,\)\]",
+            r"^in tokens 4 to 5: the number of texts differs between positions: shapes \[\(2,\), \(1,\)\]",
         ),
         ([1] * 4 + [[3, 4]], ValueError, r"^in tokens 4 to 4: memory must have shape .* = \(2, 3, 8\), not \(1, 3, 8\)"),
         ([[[1, 2]], [[3, 4]]], ValueError, r"^in tokens 0 to 1: input_ids must have two dimensions, .* not shape \(1, 2, 2\)"),
