@@ -288,9 +288,8 @@ def _same(one: Any, two: Any, tolerance: float) -> bool:
             return False
         if one.dtype.kind not in "biufc":  # words, say
             return _same(one.tolist(), two.tolist(), tolerance)
-        return _same(
-            torch.from_numpy(one.copy()), torch.from_numpy(two.copy()), tolerance
-        )  # a tensor cannot have negative strides; a copy has none
+        # Copies: a tensor cannot have negative strides, as an array can.
+        return _same(torch.from_numpy(one.copy()), torch.from_numpy(two.copy()), tolerance)
     if isinstance(one, torch.nn.Module) and isinstance(two, torch.nn.Module):
         mine, other = one.state_dict(), two.state_dict()
         return (

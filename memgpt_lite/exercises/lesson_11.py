@@ -14,9 +14,8 @@ from .checking import Exercise, Mistake
 
 
 def rouge_l(written: list[str], wanted: list[str]) -> float:
-    row = [0] * (
-        len(wanted) + 1
-    )  # row[k]: how long the longest common subsequence of `written` so far and the first k words of `wanted` is
+    # row[k]: how long the longest common subsequence of `written` so far and the first k words of `wanted` is
+    row = [0] * (len(wanted) + 1)
     for word in written:
         above, row = row, [0]
         for k, other in enumerate(wanted):
