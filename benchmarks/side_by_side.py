@@ -355,10 +355,12 @@ def _growing(task: Callable[[int], Any], first: int) -> list[Mixture]:
 
 
 # Looking up is learned within one segment: who begins with facts and questions in two stays long with guessing (notebook 06).
-LOOKING_UP = AssociativeRecall.curriculum(2)
+LOOKING_UP = AssociativeRecall.curriculum(2, on_grid=True)
 FACTS, _, CORRECTIONS = HardRecall.curriculum(TRAINED)[-3:]
 TASKS = {
-    "easy": Task("Easy recall", AssociativeRecall.curriculum(TRAINED), lambda s: AssociativeRecall(s)),
+    "easy": Task(
+        "Easy recall", AssociativeRecall.curriculum(TRAINED, on_grid=True), lambda s: AssociativeRecall(s, on_grid=True)
+    ),
     "hard": Task("Hard recall", [*LOOKING_UP, FACTS, CORRECTIONS], lambda s: HardRecall(s)),
     "hard_at_once": Task("Hard recall at once", HardRecall.curriculum(TRAINED), lambda s: HardRecall(s)),
     "overwriting": Task(

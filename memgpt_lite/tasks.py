@@ -76,15 +76,16 @@ def noise(batch_size: int, length: int, generator: torch.Generator) -> Tensor:
 class AssociativeRecall:
     """Easy recall: "Ada Paris … (noise) … Ada → ?".
 
-    A segment is `segment_length // 2` pairs of words. In the first segment `num_facts` of the pairs, at random places, are
-    facts: a name and a place, no name twice. In the last segment the same names, in another order and at random places, are
-    each followed by their place, which is labelled. All else is noise, from words of its own. With a single segment the
-    facts take its first half and the questions its second.
+    In the first segment stand `num_facts` facts: a name and a place, no name twice, each beginning at any token. In the last
+    segment the same names, in another order and at other tokens, are each followed by their place, which is labelled. All else is
+    noise, from words of its own. With a single segment the facts take its first half and the questions its second. With
+    `on_grid`, facts and questions begin only at every second token (what a model learns from that: notebook 13).
     """
 
     num_segments: int = 4
     num_facts: int = 4
     segment_length: int = 16
+    on_grid: bool = False
 
     def __post_init__(self):
         pairs = self.segment_length // 2
@@ -96,18 +97,23 @@ class AssociativeRecall:
             )
 
     def batch(self, batch_size: int, generator: torch.Generator) -> Batch:
-        length, pairs = self.segment_length, self.segment_length // 2
+        length = self.segment_length
         ids = noise(batch_size, self.num_segments * length, generator)  # (B, S·L)
         names = FIRST_NAME + _choose(batch_size, len(NAMES), self.num_facts, generator)  # (B, F)
         places = _random(FIRST_PLACE, FIRST_NOISE, (batch_size, self.num_facts), generator)  # (B, F)
-        alone = self.num_segments == 1
-        room = pairs // 2 if alone else pairs
-        told = 2 * _choose(batch_size, room, self.num_facts, generator)  # (B, F), the first token of each pair
-        asked = 2 * _choose(batch_size, room, self.num_facts, generator)
-        asked += 2 * room if alone else (self.num_segments - 1) * length
+        room, last = (length // 2, length // 2) if self.num_segments == 1 else (length, ids.size(1) - length)  # in tokens
+        told = self._starts(batch_size, room, generator)  # (B, F)
+        asked = last + self._starts(batch_size, room, generator)
         for where in (told, asked):
             ids.scatter_(1, where, names).scatter_(1, where + 1, places)
         return Batch(ids, torch.full_like(ids, IGNORED).scatter_(1, asked + 1, places))
+
+    def _starts(self, batch_size: int, room: int, generator: torch.Generator) -> Tensor:
+        """At which of `room` tokens each pair begins, (B, F), in random order; no two overlap, and all ways are equally likely."""
+        if self.on_grid:
+            return 2 * _choose(batch_size, room // 2, self.num_facts, generator)
+        chosen = _choose(batch_size, room - self.num_facts, self.num_facts, generator)  # a pair taken as one token, (B, F)
+        return chosen + chosen.argsort(-1).argsort(-1)  # each moves by one for each pair before it
 
     @classmethod
     def curriculum(cls, max_segments: int = 4, **options) -> list["Mixture"]:

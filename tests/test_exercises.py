@@ -370,7 +370,7 @@ def start_here():
     [
         ("", "", "not attempted yet"),
         ("Ada Paris Gus Oslo", "Ada Gus", "Ada Paris: right, try on\nGus Oslo: right, try on"),
-        ("so Ada Paris Gus Oslo Mia Kyoto Leo Cairo", "Leo", "wrong, well found!"),
+        ("Ada well well well well well well Paris Gus er er er er er er Oslo", "Gus", "wrong, well found!"),
         ("Ada Paris so well Ada Oslo", "Ada", "Ada Paris: right"),  # the first place of a name counts
         ("Ada Paris", "Mia", "never told, so it is a guess"),
         ("so " * 17, "Ada", "more words than the 16 of a segment"),

@@ -30,13 +30,16 @@ def draw(task, batch_size=200, seed=0):
         AssociativeRecall(7, 1, 2),
         AssociativeRecall(3, 2, 5),
         AssociativeRecall(1, 1, 7),
+        AssociativeRecall(on_grid=True),
+        AssociativeRecall(1, 4, 16, on_grid=True),
+        AssociativeRecall(3, 2, 5, on_grid=True),
     ],
 )
 def test_easy_recall_asks_for_what_was_told(task):
     length, told_in, asked_in, wheres, same_place = task.segment_length, set(), set(), set(), []
     for words, labels in draw(task):
         known, answers, told_at = {}, {}, {}
-        begin = 2 * (length // 2 // 2) if task.num_segments == 1 else (task.num_segments - 1) * length
+        begin = length // 2 if task.num_segments == 1 else (task.num_segments - 1) * length
         for t, word in enumerate(words):
             if word in NAMES:
                 assert words[t + 1] in PLACES
@@ -56,9 +59,20 @@ def test_easy_recall_asks_for_what_was_told(task):
                 assert word in NOISE
         assert not known and len(answers) == task.num_facts and answers == labels
         assert all(words[t] == word for t, word in labels.items())
-    pairs = length // 2 // 2 if task.num_segments == 1 else length // 2
-    assert told_in == asked_in == {2 * i for i in range(pairs)}  # anywhere in the first and in the last
-    assert len(wheres) > 15 and sum(same_place) / len(same_place) == pytest.approx(1 / pairs, abs=0.1)  # in another order
+    room = length // 2 if task.num_segments == 1 else length
+    full = 2 * task.num_facts == room  # no noise between them
+    where = range(0, room - 1, 2 if task.on_grid or full else 1)
+    assert told_in == asked_in == set(where)  # anywhere in the first and in the last
+    assert len(wheres) > 15 and sum(same_place) / len(same_place) == pytest.approx(1 / len(where), abs=0.1)  # in another order
+
+
+def test_all_ways_to_lay_facts_into_a_segment_are_equally_likely():
+    task = AssociativeRecall(2, 2, 6)
+    ids = task.batch(6000, torch.Generator().manual_seed(0)).input_ids[:, :6]
+    told = (ids >= VOCABULARY.index(NAMES[0])) & (ids <= VOCABULARY.index(NAMES[-1]))
+    ways, counts = told.unique(dim=0, return_counts=True)
+    assert len(ways) == 6  # two pairs among two other tokens: 4 over 2
+    assert counts.float() / 6000 == pytest.approx(torch.full((6,), 1 / 6).numpy(), abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,7 @@ def curriculum() -> list[tasks.Mixture]:
 # ---- the model, and one without a memory ----
 
 
-def train_model(seed: int = 0, steps: int = 1500, progress: bool = True) -> tuple[MemGPT, PreTrainedTokenizerFast, History]:
+def train_model(seed: int = 0, steps: int = 2000, progress: bool = True) -> tuple[MemGPT, PreTrainedTokenizerFast, History]:
     """A MemGPT that has gone through the curriculum. It starts from the shipped model `recall`, which knows names and places."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()

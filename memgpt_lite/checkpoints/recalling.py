@@ -55,8 +55,7 @@ RECALL = Recipe(
     data=f"`memgpt_lite.tasks.AssociativeRecall`, made up during training; vocabulary of {len(tasks.VOCABULARY)} words; 1 to 4 segments. "
     "Measured on 1,024 documents from a seed that training does not use (`memgpt_lite.tasks.measure_recall`).",
     limits=f"anything else. It knows {len(tasks.VOCABULARY)} words, and was never asked about more than four facts, or told a second "
-    "fact about the same name. In its documents a name with its place begins at the 1st, 3rd, 5th, … word, and it has learned that too: "
-    "when all words are shifted by one, half of the answers are wrong (notebook 13).",
+    "fact about the same name.",
 )
 
 

@@ -232,9 +232,8 @@ NECESSARY = Exercise(
         "A slot is necessary if the answer falls when it is cleared, *in the memory as it is then*.",
         "As long as two sufficient slots are left, either can go.",
     ),
-    notice="Of Ada's four copies three must go, whichever they are. Then the fourth is necessary, although nothing in it has changed: that depends on the other "
-    "slots. More depends on them than you might think: try Gus, where clearing two of four makes both that are left necessary. *Sufficient* is measured with "
-    "all other slots cleared; when those are there, they speak for other places.",
+    notice="Of Leo's four copies three must go, whichever they are. Then the fourth is necessary, although nothing in it has changed: that depends on the other "
+    "slots. Try Gus as well, who has two copies: with one cleared, the other is necessary.",
     points=1,
 )
 

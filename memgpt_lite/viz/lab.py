@@ -13,7 +13,7 @@ from ..interventions import Dependence, Reading, Source, swap_slots
 from ..tracing import SHOWN_SHARE, percent
 from .figures import BLUE, COLOURS, Picture, which_slots
 
-FACTS = "so well Ada Paris now then Gus Oslo Mia Kyoto but and Leo Cairo hm oh"
+FACTS = "so well Ada Kyoto now then Gus Oslo Mia Paris but and Leo Cairo hm oh"
 NOISE = "so yet hm oh well then ah or um but er and now like still here"  # a segment of 16 words, as FACTS is
 TEXTS = {
     "Four facts": FACTS,
