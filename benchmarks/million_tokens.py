@@ -3,7 +3,7 @@
     python benchmarks/million_tokens.py
 
 Easy and hard recall with the models that come with the package, at one length after the other; a model was trained on texts of at most four
-segments. Each case is a set of documents of its own, drawn from its seed. What is recorded took 47 minutes of processor time on
+segments. Each case is a set of documents of its own, drawn from its seed. What is recorded took 61 minutes of processor time on
 one core; what was measured before is not measured again (memgpt_lite/measurements).
 """
 

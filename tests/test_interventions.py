@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 import memgpt_lite as ml
 
 RULES = ["keep", "keep_softmax", "gated", "erase_add", "delta", "fifo"]
-FACTS = "so well Ada Paris now then Gus Oslo Mia Kyoto but and Leo Cairo hm oh"
-PLACE_OF = {"Ada": "Paris", "Gus": "Oslo", "Mia": "Kyoto", "Leo": "Cairo"}
+FACTS = "so well Ada Kyoto now then Gus Oslo Mia Lima but and Leo Cairo hm oh"
+PLACE_OF = {"Ada": "Kyoto", "Gus": "Oslo", "Mia": "Lima", "Leo": "Cairo"}
 OTHERS = "um er Ben Lima yet so Eve Fez oh hm Kim Nice well now Joy Bern"
 
 
@@ -680,11 +680,11 @@ def holders(reading, word):
 def test_a_fact_is_held_in_several_slots_of_which_none_is_necessary(facts):
     assert {name: answer(facts, name) for name in PLACE_OF} == PLACE_OF
     found = facts.dependence(ids("Ada"))
-    assert ml.tasks.decode([found.answer]) == "Paris" and found.probability > 0.95 and found.guessed < 0.5
+    assert ml.tasks.decode([found.answer]) == "Kyoto" and found.probability > 0.95 and found.guessed < 0.5
     assert found.necessary == [] and (found.without > 0.9).all()
-    assert len(found.sufficient) > 1 and found.sufficient == holders(facts, "Paris")
+    assert len(found.sufficient) > 1 and found.sufficient == holders(facts, "Kyoto")
     assert sorted(found.together) == found.sufficient
-    assert found.in_words("Paris", facts.share_of("Paris")).endswith("provenance agrees.")
+    assert found.in_words("Kyoto", facts.share_of("Kyoto")).endswith("provenance agrees.")
 
 
 def test_clearing_all_that_hold_a_place_takes_that_fact_and_no_other(facts):
@@ -697,23 +697,23 @@ def test_clearing_all_that_hold_a_place_takes_that_fact_and_no_other(facts):
 
 
 def test_a_fact_moves_with_its_slot_into_the_memory_of_another_text(facts, others):
-    assert answer(others, "Ada") != "Paris"
-    for slot, place in itertools.product(holders(facts, "Paris"), (0, 7)):
+    assert answer(others, "Ada") != "Kyoto"
+    for slot, place in itertools.product(holders(facts, "Kyoto"), (0, 7)):
         given, taken = ml.swap_slots(facts, slot, others, place)
-        assert answer(taken, "Ada") == "Paris" and answer(given, "Ada") == "Paris"  # the other holders are still there
-        assert holders(taken, "Paris") == [place] and answer(taken.clear([place]), "Ada") != "Paris"
+        assert answer(taken, "Ada") == "Kyoto" and answer(given, "Ada") == "Kyoto"  # the other holders are still there
+        assert holders(taken, "Kyoto") == [place] and answer(taken.clear([place]), "Ada") != "Kyoto"
         source, share = taken.held(place)[0]
-        assert source == ml.Source("A", 3, 0, "Paris") and share > 0.5
+        assert source == ml.Source("A", 3, 0, "Kyoto") and share > 0.5
 
 
 def test_a_frozen_slot_keeps_the_fact_whatever_is_read(recall):
     noise = ml.tasks.decode(ml.tasks.noise(1, 160, torch.Generator().manual_seed(0))[0])
     reading = ml.Reading.start(recall, ids(f"{FACTS} {noise}"), ml.tasks.decode).read_on(1)
-    slots = holders(reading, "Paris")
+    slots = holders(reading, "Kyoto")
     for after in (reading.freeze(slots).read_on(), reading.read_on()):
-        assert after.segments_read == 11 and answer(after, "Ada") == "Paris"
+        assert after.segments_read == 11 and answer(after, "Ada") == "Kyoto"
     nothing = reading.clear(range(16)).freeze(range(16)).read_on()
-    assert torch.equal(nothing.memory, nothing.initial) and answer(nothing, "Ada") != "Paris"
+    assert torch.equal(nothing.memory, nothing.initial) and answer(nothing, "Ada") != "Kyoto"
 
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
