@@ -20,6 +20,7 @@ from memgpt_lite.applications import text_generation
 from memgpt_lite.exercises import EXERCISES, check, checking, hint, solution
 from memgpt_lite.exercises.checking import Exercise, Mistake, examine
 from memgpt_lite.rules import direction
+from memgpt_lite.viz.lab import FACTS
 
 SEEDS = (0, 1, 2)
 FUNCTIONS = [exercise for exercise in EXERCISES.values() if exercise.cases is not None]
@@ -677,8 +678,7 @@ def test_a_quarter_costs_the_loss_that_was_predicted():
 
 @pytest.fixture(scope="module")
 def told():
-    facts = "so well Ada Paris now then Gus Oslo Mia Kyoto but and Leo Cairo hm oh"
-    return ml.Reading.start(ml.load_pretrained("recall"), torch.tensor(ml.tasks.encode(facts)), ml.tasks.decode).read_on()
+    return ml.Reading.start(ml.load_pretrained("recall"), torch.tensor(ml.tasks.encode(FACTS)), ml.tasks.decode).read_on()
 
 
 def question(name):
@@ -691,25 +691,25 @@ def test_keeping_some_is_clearing_the_others(told):
     assert torch.equal(ours, told.clear(others).memory)
 
 
-@pytest.mark.parametrize("name", ["Mia", "Gus"])
+@pytest.mark.parametrize("name", ["Ada", "Gus", "Leo"])
 def test_no_smaller_set_changes_the_answer(told, name):
     answer = told.predict(question(name)).argmax()
 
     def changes(slots):
         return bool(told.clear(slots).predict(question(name)).argmax() != answer)
 
-    smallest = EXERCISES["7.2"].solution(told.slots, changes, 3)
+    smallest = EXERCISES["7.2"].solution(told.slots, changes, 4)
     assert 1 < len(smallest) <= len(told.dependence(question(name)).together)
     assert changes(smallest)
     assert not any(changes(slots) for slots in itertools.combinations(range(told.slots), len(smallest) - 1))
 
 
 def test_a_copy_becomes_necessary_when_as_many_are_cleared_as_predicted(told):
-    copies = told.dependence(question("Ada")).sufficient
+    copies = told.dependence(question("Leo")).sufficient
     assert len(copies) == 4
     for n in range(4):
         for cleared in itertools.combinations(copies, n):
-            necessary = told.clear(cleared).dependence(question("Ada")).necessary
+            necessary = told.clear(cleared).dependence(question("Leo")).necessary
             assert necessary == ([j for j in copies if j not in cleared] if n == EXERCISES["7.3"].solution else [])
 
 

@@ -89,6 +89,7 @@ const CSS = `
 .mgx-slot > :nth-child(4) { grid-area: gone; text-align: right; font-size: 13px; color: var(--soft); font-variant-numeric: tabular-nums; }
 .mgx-slot.mgx-moved > :nth-child(3), .mgx-slot.mgx-moved > :nth-child(4) { color: var(--ink); }
 .mgx-slot b { display: block; color: var(--accent); }
+:is(.mgx-wide.mgx-one, .mgx-narrow) .mgx-holds > :nth-child(4) > span { display: none; } /* a second line would move the row from under the pointer */
 .mgx-bar { display: block; width: 100%; height: 20px; border-radius: 4px; background: var(--fill); }
 .mgx-side { display: contents; }
 .mgx-panel > :first-child { color: var(--soft); font-size: 13px; margin-bottom: 6px; }
@@ -130,7 +131,7 @@ const CSS = `
 .mgx-narrow .mgx-panel * { scroll-margin: 8px 0; }
 .mgx-narrow .mgx-panel { position: sticky; bottom: 0; z-index: 2; max-height: 34vh; overflow-y: auto; box-shadow: 0 -4px 14px #0003; }
 .mgx-narrow .mgx-panel.mgx-empty { position: static; box-shadow: none; }
-.mgx-narrow .mgx-slot { grid-template: "name bar" "gone says" / 4.6em minmax(0, 1fr); }
+.mgx-narrow .mgx-slot { grid-template: "name bar" "gone says" / 5.6em minmax(0, 1fr); }
 .mgx-narrow .mgx-slot > :nth-child(4) { text-align: left; align-self: start; }
 .mgx-page > .mgx { margin: 0 auto; max-width: 1320px; min-height: 100vh; border-radius: 0; }
 `;
