@@ -82,11 +82,15 @@ def run(name: str, recipe: Recipe, seed: int, folder: Path) -> None:
             trained.tokenizer.save_pretrained(folder)
     file = folder / "results.json"
     by_seed = json.loads(file.read_text("utf-8"))["seeds"] if file.exists() else {}
-    by_seed[str(seed)] = {"seconds": round(seconds), "training": trained.training, "rows": rows}
+    by_seed[str(seed)] = {
+        "seconds": round(seconds),
+        "training": trained.training,
+        "versions": f"PyTorch {torch.__version__}, Transformers {transformers.__version__}, Python {platform.python_version()}",
+        "rows": rows,
+    }
     results = {
         "command": f"python -m memgpt_lite.checkpoints.train {name} --seeds {' '.join(sorted(by_seed, key=int))}",
         "parameters": sum(p.numel() for p in model.parameters()),
-        "versions": f"PyTorch {torch.__version__}, Transformers {transformers.__version__}, Python {platform.python_version()}",
         "seeds": dict(sorted(by_seed.items(), key=lambda entry: int(entry[0]))),
     }
     storage.write_text(file, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
@@ -97,6 +101,7 @@ def card(name: str, recipe: Recipe, results: dict, config) -> str:
     """The card of a model, in Markdown."""
     runs = results["seeds"]
     seconds = ", ".join(f"{run['seconds']:,}" for run in runs.values())
+    versions = "; ".join(dict.fromkeys(run["versions"] for run in runs.values()))  # in the order of the seeds
     return f"""# {name}
 
 {recipe.about}
@@ -105,7 +110,7 @@ def card(name: str, recipe: Recipe, results: dict, config) -> str:
   {config.num_memory_slots} slots, segments of {config.segment_length} tokens, {config.vocab_size:,} tokens, update rule `{config.update_rule}`.
 - **Data:** {recipe.data}
 - **Training:** `{results["command"]}`: {next(iter(runs.values()))["training"]};
-  {seconds} s of processor time on one core, seed{"s" * (len(runs) > 1)} {", ".join(runs)} ({results["versions"]}). The weights are those of seed 0.
+  {seconds} s of processor time on one core, seed{"s" * (len(runs) > 1)} {", ".join(runs)} ({versions}). The weights are those of seed 0.
 - **Results** on texts that training did not see:
 
 {Results(runs)}
