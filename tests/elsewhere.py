@@ -34,10 +34,14 @@ class Backend(_DummyBackendModule):
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
 
+    def get_rng_state(self, device: int) -> Tensor:  # its random numbers are those of the CPU
+        return torch.get_rng_state()
 
-_setup_privateuseone_for_python_backend("elsewhere", backend_module=Backend())
-torch.__future__.set_swap_module_params_on_conversion(True)  # so that parameters which two modules share stay shared
-CPU, ELSEWHERE = torch.device("cpu"), torch.device("elsewhere", 0)
+    def set_rng_state(self, state: Tensor, device: int) -> None:
+        torch.set_rng_state(state)
+
+
+CPU = torch.device("cpu")
 aten = torch.ops.aten
 
 
@@ -47,7 +51,7 @@ class Elsewhere(torch.Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor):
         layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype}
-        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, **layout, device=ELSEWHERE)
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, **layout, device=torch.device("elsewhere", 0))
 
     def __init__(self, inner: Tensor):
         self.inner = inner
@@ -109,11 +113,15 @@ def _empty_strided(size, stride, *args, **kwargs) -> Tensor:
     return Elsewhere(torch.empty_strided(size, stride, dtype=kwargs.get("dtype")))
 
 
-# What `torch.tensor(..., device=...)` calls where a mode does not see it.
-KERNELS = torch.library.Library("aten", "IMPL")
-KERNELS.impl("_copy_from", _copy_from, "PrivateUse1")
-KERNELS.impl("empty.memory_format", _empty, "PrivateUse1")
-KERNELS.impl("empty_strided", _empty_strided, "PrivateUse1")
+def pretend() -> torch.library.Library:
+    """Makes the device known to this process, as its accelerator: a real one does not work beside it. It lasts as long as what is returned."""
+    _setup_privateuseone_for_python_backend("elsewhere", backend_module=Backend())
+    torch.__future__.set_swap_module_params_on_conversion(True)  # so that parameters which two modules share stay shared
+    kernels = torch.library.Library("aten", "IMPL")  # what `torch.tensor(..., device=...)` calls where a mode does not see it
+    kernels.impl("_copy_from", _copy_from, "PrivateUse1")
+    kernels.impl("empty.memory_format", _empty, "PrivateUse1")
+    kernels.impl("empty_strided", _empty_strided, "PrivateUse1")
+    return kernels
 
 
 # ---- jobs: each is done on both devices, and must give the same ----
@@ -123,9 +131,10 @@ DOCSTRING = "Return the number of seconds that have passed since the program beg
 
 
 def small(device: torch.device, **settings) -> ml.MemGPT:
+    """Its slots begin alike everywhere: those that are drawn are others on each device."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 70, "segment_length": 4, "n_embd": 16, "n_layer": 2, "n_head": 2, "num_memory_slots": 3}
-    return ml.MemGPT(ml.MemGPTConfig(**sizes | settings)).to(device)
+    return ml.MemGPT(ml.MemGPTConfig(**sizes | {"memory_init": "learned"} | settings)).to(device)
 
 
 def pretrained(name: str, device: torch.device) -> ml.MemGPT:
@@ -173,12 +182,13 @@ def generated(device: torch.device):
     return [
         model.generate(prompts[:1], memory=memory, do_sample=False, **options),
         model.generate(prompts.flip(1), attention_mask=mask, num_beams=3, **options),
-        model.generate(prompts[:1], do_sample=True, num_return_sequences=2, **options),
+        model.generate(prompts[:1], do_sample=True, top_k=1, num_return_sequences=2, **options),
     ]
 
 
 def begun(device: torch.device):
     models = [small(device, memory_init=kind) for kind in ml.memory.INITIALISATIONS]
+    assert all(model.init_memory(2).device.type == device.type for model in models)
     return [model.init_memory(2, generator=torch.Generator().manual_seed(0)) for model in models]
 
 
@@ -223,8 +233,9 @@ def novel_written(device: torch.device):
     chapter = [
         "It is a truth universally acknowledged, that a single man in possession of a good fortune must be in want of a wife."
     ]
+    one, other, another = (text_generation.go_on(model, tokenizer, passages, 8, seed=seed) for seed in (0, 0, 1))
     return (
-        text_generation.go_on(model, tokenizer, passages, 8, seed=0),
+        (one == other, one == another),
         [text_generation.bits_per_character(each, tokenizer, chapter) for each in (model, text_generation.cleared(model), gpt2)],
     )
 
@@ -306,13 +317,13 @@ def difference(job: Callable, device: torch.device) -> str:
     """What differs between the CPU and the device, or what failed on this one; nothing where all is well."""
     try:
         expected = done(job, CPU)
-        with Device() if device.type == ELSEWHERE.type else contextlib.nullcontext():
+        with Device() if device.type == "elsewhere" else contextlib.nullcontext():
             found = done(job, device)
         assert len(found) == len(expected) > 0
         for one, other in zip(found, expected):
             if isinstance(one, (np.ndarray, float)):
                 half = getattr(one, "dtype", None) == np.float16  # what a trace keeps; the next such number is a thousandth away
-                np.testing.assert_allclose(one, other, rtol=1e-3 if half else 1e-4, atol=1e-5)
+                np.testing.assert_allclose(one, other, rtol=1e-3 if half else 1e-4, atol=1e-4)
             else:
                 assert one == other
     except Exception:
@@ -328,14 +339,14 @@ def refuses(act: Callable) -> bool:
     return False
 
 
-def refused() -> dict[str, bool]:
-    """Whether the pretended device refuses what a GPU refuses."""
-    with Device():
-        ones = torch.ones(2, device=ELSEWHERE)
+def refused(device: torch.device) -> dict[str, bool]:
+    """Whether the device refuses what a GPU refuses."""
+    with Device() if device.type == "elsewhere" else contextlib.nullcontext():
+        ones = torch.ones(2, device=device)
         acts = {
             "adding": lambda: ones + torch.ones(2),
             "writing into": lambda: ones.index_put_((torch.tensor([0, 1]),), torch.ones(2)),
-            "drawing": lambda: torch.randn(2, device=ELSEWHERE, generator=torch.Generator()),
+            "drawing": lambda: torch.randn(2, device=device, generator=torch.Generator()),
             "NumPy": ones.numpy,
         }
         return {name: refuses(act) for name, act in acts.items()}
@@ -344,8 +355,10 @@ def refused() -> dict[str, bool]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("jobs", nargs="*", default=list(JOBS), help="names of JOBS (default: all)")
-    parser.add_argument("--device", type=torch.device, default=ELSEWHERE)
+    parser.add_argument("--device", default="elsewhere", help="such as cuda (default: the pretended one)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    differences = {name: difference(JOBS[name], options.device) for name in options.jobs}
-    print(json.dumps({"refused": refused(), "jobs": differences}))
+    kernels = pretend() if options.device == "elsewhere" else None
+    device = torch.device(options.device)
+    differences = {name: difference(JOBS[name], device) for name in options.jobs}
+    print(json.dumps({"refused": refused(device), "jobs": differences}))

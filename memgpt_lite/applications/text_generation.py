@@ -287,8 +287,8 @@ def continue_text(
     model, tokenizer = _trained(language)
     model = model if carry else cleared(model)
     input_ids = torch.tensor([tokenizer.encode(text)], device=model.device)  # (1, T)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
         written = model.generate(
             input_ids,
             do_sample=True,
@@ -331,8 +331,8 @@ def passages(language: str, tokenizer: PreTrainedTokenizerFast, length: int = 64
 def go_on(model: MemGPT, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Passage], new_tokens: int, seed: int) -> list[str]:
     """What a model samples after each of the passages, all of them side by side."""
     input_ids = torch.tensor([prompt.ids for prompt in prompts], device=model.device)  # (B, T)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
         written = model.generate(
             input_ids, do_sample=True, top_k=0, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id
         )
