@@ -35,8 +35,10 @@ from torch.nn import functional as F
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from memgpt_lite import MemGPT, MemGPTConfig, measurements
+from memgpt_lite.checkpoints.recalling import taken
 from memgpt_lite.rules import UPDATE_RULES
-from memgpt_lite.tasks import IGNORED, MQAR, NAMES, PLACES, VOCABULARY, AssociativeRecall, Batch, Copy, HardRecall, Mixture
+from memgpt_lite.tasks import IGNORED, MQAR, NAMES, PLACES, SET, VOCABULARY, AssociativeRecall, Batch, Copy, HardRecall, Mixture
+from memgpt_lite.teaching import TaughtMemGPT
 from memgpt_lite.training import answer_accuracy, one_cycle
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -71,6 +73,10 @@ class System(nn.Module):
         """The next segment, (B, L), after the state that the one before left, None at first → logits (B, L, V) and the new state."""
         raise NotImplementedError
 
+    def loss(self, batch: Batch) -> Tensor:
+        """What training makes smaller: the answers' cross-entropy."""
+        return answer_loss(self(batch.input_ids), batch.labels)
+
 
 class Ours(System):
     """memgpt_lite, with the settings of the model `recall` that comes with it."""
@@ -89,6 +95,23 @@ class Ours(System):
     def read(self, ids: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         out = self.model(ids, memory=state, output_attentions=False)
         return out.logits, out.memory
+
+
+class Told(Ours):
+    """memgpt_lite that is told, in training, which token each slot should take (memgpt_lite.teaching). When it is measured, it is told nothing.
+
+    It is told where documents say what counts, by SET: there slot n should take what is said of the n-th name. No other system is told
+    more than the answers.
+    """
+
+    def __init__(self, width: int):
+        super().__init__(width, "keep")
+        self.model = TaughtMemGPT(self.model.config)
+
+    def loss(self, batch: Batch) -> Tensor:
+        if not (batch.input_ids == SET).any():
+            return super().loss(batch)
+        return self.model(batch.input_ids, labels=batch.labels, taken=taken(batch.input_ids), output_attentions=False).loss
 
 
 class FullAttention(System):
@@ -290,16 +313,22 @@ def ff_mult(width: int) -> float:
 
 
 class Entry(NamedTuple):
-    """name: as a table gives it; build: feed-forward width → system; step: of the widths that it can have; packages: what it is of."""
+    """name: as a table gives it; build: feed-forward width → system; step: of the widths that it can have; packages: what it is of;
+    tasks: what it is measured on, all if there are none."""
 
     name: str
     build: Callable[[int], System]
     step: int = 8
     packages: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+
+    def learns(self, task: str) -> bool:
+        return not self.tasks or task in self.tasks
 
 
 SYSTEMS = {
     **{rule: Entry(f"memgpt_lite, {rule}", partial(Ours, rule=rule)) for rule in UPDATE_RULES},
+    "told": Entry("memgpt_lite, keep, told what to take", Told, tasks=("hard", "overwriting")),
     "full": Entry("GPT-2, full attention", FullAttention, packages=("transformers",)),
     "window": Entry("GPT-2, window of 32", SlidingWindow, packages=("transformers",)),
     "rmt": Entry("RMT", RecurrentMemory, packages=("recurrent-memory-transformer-pytorch",)),
@@ -443,7 +472,7 @@ def train(model: System, task: str, seed: int, rate: float, budget: float) -> Tr
             for group in optimizer.param_groups:
                 group["lr"] = one_cycle(round(1e6 * spent.seconds / budget), 1_000_000, rate)
             optimizer.zero_grad()
-            loss = answer_loss(model(batch.input_ids), batch.labels)
+            loss = model.loss(batch)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
@@ -622,7 +651,7 @@ def run(systems: list[str], tasks: list[str], seeds: list[int], budgets: list[fl
     for seed in seeds:
         for budget in budgets:
             for task in tasks:
-                for system in systems:
+                for system in (each for each in systems if SYSTEMS[each].learns(task)):
                     case = {"system": system, "task": task, "seed": seed, "budget": budget}
                     if find(load()["cases"], **case):
                         continue
@@ -773,7 +802,7 @@ def report(results: dict) -> str:
                 if not all(case["finite"] for case in cases):
                     reasons.setdefault(f"{SYSTEMS[system].name}: a loss that was not finite ended the training of a seed", [])
             page += [f"- No figure for {reason}{' (' + ', '.join(at) + ')' if at else ''}." for reason, at in reasons.items()]
-            absent = [SYSTEMS[system].name for system in SYSTEMS if system not in groups]
+            absent = [SYSTEMS[system].name for system, entry in SYSTEMS.items() if system not in groups and entry.learns(task)]
             page += [f"- Not run yet: {', '.join(absent)}."] if absent else []
     missing = [task.name for name, task in TASKS.items() if not any(case["task"] == name for case in results["cases"])]
     page += ["", f"Tasks that have not been run yet: {', '.join(missing)}."] if missing else []
