@@ -11,7 +11,7 @@ import torch
 from memgpt_lite.tasks import IGNORED, Batch
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "side_by_side.py"
-HERE = ["keep", "keep_softmax", "gated", "erase_add", "delta", "fifo", "full", "window"]
+HERE = ["keep", "keep_softmax", "gated", "erase_add", "delta", "fifo", "told", "full", "window"]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,16 @@ def test_all_systems_have_as_many_parameters_and_train_all_of_them(bench, system
     again, other = bench.build(system, 0), bench.build(system, 1)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters()))
     assert not all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters()))
+
+
+def test_who_is_told_what_to_take_is_told_where_documents_say_what_counts(bench):
+    model = bench.build("told", 0)
+    for task, more in (("easy", False), ("hard", True), ("overwriting", True)):
+        batch = documents(bench, task)
+        told, answers = model.loss(batch), bench.answer_loss(model(batch.input_ids), batch.labels)
+        assert told > answers + 1 if more else torch.equal(told, answers)
+        entry = bench.SYSTEMS["told"]
+        assert entry.learns(task) == more and bench.SYSTEMS["keep"].learns(task)
 
 
 def test_no_system_of_another_size_is_compared(bench, monkeypatch):
