@@ -314,13 +314,14 @@ def ff_mult(width: int) -> float:
 
 class Entry(NamedTuple):
     """name: as a table gives it; build: feed-forward width → system; step: of the widths that it can have; packages: what it is of;
-    tasks: what it is measured on, all if there are none."""
+    tasks: what it is measured on, all if there are none; rival: whether it learns from the answers alone, as the others do."""
 
     name: str
     build: Callable[[int], System]
     step: int = 8
     packages: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    rival: bool = True
 
     def learns(self, task: str) -> bool:
         return not self.tasks or task in self.tasks
@@ -328,7 +329,7 @@ class Entry(NamedTuple):
 
 SYSTEMS = {
     **{rule: Entry(f"memgpt_lite, {rule}", partial(Ours, rule=rule)) for rule in UPDATE_RULES},
-    "told": Entry("memgpt_lite, keep, told what to take", Told, tasks=("hard", "overwriting")),
+    "told": Entry("memgpt_lite, keep, told what to take", Told, tasks=("hard", "overwriting"), rival=False),
     "full": Entry("GPT-2, full attention", FullAttention, packages=("transformers",)),
     "window": Entry("GPT-2, window of 32", SlidingWindow, packages=("transformers",)),
     "rmt": Entry("RMT", RecurrentMemory, packages=("recurrent-memory-transformer-pytorch",)),
@@ -734,14 +735,14 @@ EFFORT = [
 
 
 def table(groups: dict[str, list[dict]], columns: list[Column]) -> list[str]:
-    """A row for each system, with the median and the range over its cases; the best median of a column in bold."""
+    """A row for each system, with the median and the range over its cases; the best median of a column, among rivals, in bold."""
     medians = {}
     for system, cases in groups.items():
         values = [[v for v in map(column.value, cases) if v is not None] for column in columns]
         # Where a seed has no value (it never reached 99%), the median over all would be that of the better ones only.
         medians[system] = [statistics.median(v) if len(v) == len(cases) else None for v in values]
     best_of = [
-        None if column.largest is None else best([m[i] for m in medians.values()], column.largest)
+        None if column.largest is None else best([m[i] for system, m in medians.items() if SYSTEMS[system].rival], column.largest)
         for i, column in enumerate(columns)
     ]
     lines = ["| system | seeds | " + " | ".join(c.title for c in columns) + " |", "| --- " * (len(columns) + 2) + "|"]
@@ -749,7 +750,7 @@ def table(groups: dict[str, list[dict]], columns: list[Column]) -> list[str]:
         cells = []
         for i, column in enumerate(columns):
             text, whole = summary(cases, column), medians[system][i]
-            known = None not in (whole, best_of[i]) and whole > column.least
+            known = SYSTEMS[system].rival and None not in (whole, best_of[i]) and whole > column.least
             cells.append(f"**{text}**" if known and format(whole, column.form) == format(best_of[i], column.form) else text)
         lines.append(f"| {SYSTEMS[system].name} | {len(cases)} | " + " | ".join(cells) + " |")
     return lines
@@ -771,7 +772,7 @@ def report(results: dict) -> str:
     page += [
         "",
         "Median and, in brackets, the range over the seeds. Bold: the best median of a column; of accuracies only where guessing would hardly "
-        "reach it (three standard deviations); none for times and speeds, which depend on what else the machine did. Accuracy in per cent "
+        "reach it (three standard deviations), and not of who was told more than the answers; none for times and speeds, which depend on what else the machine did. Accuracy in per cent "
         "of the questions.",
     ]
     for task, description in TASKS.items():

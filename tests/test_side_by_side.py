@@ -183,6 +183,8 @@ def test_what_guessing_may_reach_is_not_called_the_best(bench):
     columns = bench.accuracy_columns(16, {"1": 1024, "4096": 64})
     row = bench.table({"keep": [case], "full": [worse]}, [columns[0], columns[-1]])[2]
     assert row == "| memgpt_lite, keep | 1 | **90.0** | 12.5 |"
+    told, keep = bench.table({"told": [case], "keep": [worse]}, [columns[0]._replace(least=0)])[2:]
+    assert told == "| memgpt_lite, keep, told what to take | 1 | 90.0 |" and keep == "| memgpt_lite, keep | 1 | **10.0** |"
     assert bench.table({"keep": [case]}, [bench.EFFORT[2]._replace(value=lambda case: 7)])[2] == "| memgpt_lite, keep | 1 | 7 |"
 
 
